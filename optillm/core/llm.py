@@ -1,0 +1,453 @@
+"""The only way from a technique to a model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+from optillm.core.reply import Answer, Reply, parse_completion
+from optillm.core.run import Route, Run, Sink
+from optillm.core.streaming import Assembler, StreamView
+from optillm.core.task import LIMIT_FIELDS, Messages, Options, Task
+from optillm.core.trace import DEPTH, CallRecord
+from optillm.core.upstream import Call
+from optillm.core.usage import read_usage
+from optillm.protocol.errors import (
+    BudgetExceeded,
+    OptiError,
+    UpstreamEmpty,
+    UpstreamError,
+    UpstreamTimeout,
+)
+
+T = TypeVar("T")
+Cap = Literal["helper", "intermediate"]
+
+
+class LLM:
+    """A technique's model: one per run and choice.
+
+    Args:
+        run: the request it belongs to.
+        options: the client's fields, for answer-producing calls.
+        unit: the approach that uses it, for the trace.
+        choice: the index of the client's choice that it works for.
+        pipeline: which of the request's n independent pipelines it belongs to.
+        live: whether its answers may stream to the client.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        options: Options,
+        *,
+        unit: str = "",
+        choice: int = 0,
+        pipeline: int = 0,
+        live: bool = True,
+    ) -> None:
+        self.run = run
+        self.options = options
+        self.unit = unit
+        self.choice = choice
+        self.pipeline = pipeline
+        self.live = live and run.sink is not None
+        self.rng = run.rng(f"{unit}/{choice}")
+        self.best: Reply | None = None
+        """The answer if the run had to end now."""
+
+    @property
+    def nonce(self) -> str:
+        """The run's own random mark around text that is data, not instructions."""
+        return f"{self.run.rng('nonce').getrandbits(48):012x}"
+
+    async def ask(
+        self,
+        stage: str,
+        messages: Messages,
+        *,
+        cap: Cap = "helper",
+        model: str | None = None,
+        temperature: float | None = None,
+        tag: str | None = None,
+    ) -> Reply:
+        """One helper call: a judge, a plan, a critique. Carries none of the client's options.
+
+        Raises:
+            OptiError: the upstream failed, or the budget ended.
+        """
+        limit = self.run.caps.helper_max_tokens
+        if cap == "intermediate":
+            limit = self.run.caps.intermediate_max_tokens
+        body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
+        if temperature is not None:
+            body["temperature"] = temperature
+        replies = await self._complete(stage, messages, body, self.run.resolve(model or self.run.model), tag)
+        if not replies:
+            raise UpstreamEmpty(f"the upstream returned no choice ({stage})")
+        return replies[0]
+
+    async def try_ask(self, stage: str, messages: Messages, **options: Any) -> Reply | None:
+        """A helper call that the technique can do without: None when it fails.
+
+        Raises:
+            UpstreamError: the upstream refused the call for good (a 4xx but 408 and 429).
+        """
+        return await self.attempt(self.ask(stage, messages, **options))
+
+    async def attempt(self, call: Awaitable[T]) -> T | None:
+        """The result, or None if the upstream failed or the budget ended; refusals are raised."""
+        try:
+            return await call
+        except OptiError as error:
+            if not degradable(error):
+                raise
+            return None
+
+    async def sample(
+        self,
+        stage: str,
+        messages: Messages,
+        k: int,
+        *,
+        temperature: float | None = None,
+        model: str | None = None,
+        offset: int = 0,
+        tag: str | None = None,
+    ) -> list[Reply]:
+        """k independent samples of one prompt, in index order (1.3).
+
+        They carry the client's options. ``offset`` shifts the seeds of the fan-out. Samples that
+        failed are left out; so the list may be shorter than k, but it is never empty.
+
+        Raises:
+            OptiError: no sample could be had.
+        """
+        body = self._answer_body(temperature, override=True)
+        route = self.run.resolve(model or self.run.model)
+        replies = await self._samples(stage, messages, k, body, route, offset, tag, None)
+        for reply in replies:
+            self._offer(reply)
+        return replies
+
+    async def answer(
+        self,
+        stage: str,
+        messages: Messages,
+        *,
+        temperature: float | None = None,
+        model: str | None = None,
+    ) -> Reply:
+        """One answer-producing call whose reply is meant to be returned; streams to the client.
+
+        ``temperature`` is the default for clients that give none.
+        """
+        return (await self.answers(stage, messages, 1, temperature=temperature, model=model))[0]
+
+    async def answers(
+        self,
+        stage: str,
+        messages: Messages,
+        k: int,
+        *,
+        temperature: float | None = None,
+        model: str | None = None,
+        view: Callable[[], StreamView] = StreamView,
+    ) -> list[Reply]:
+        """k answer-producing samples, each the client's next choice; see :meth:`answer`.
+
+        ``view`` makes what turns a choice's deltas into what the client sees, one per choice.
+        """
+        body = self._answer_body(temperature, override=False)
+        route = self.run.resolve(model or self.run.model)
+        shown = view if self.live else None
+        replies = await self._samples(stage, messages, k, body, route, 0, None, shown)
+        for reply in replies:
+            self._offer(reply)
+        return replies
+
+    async def gather(self, *calls: Awaitable[T]) -> list[T]:
+        """Run calls concurrently; results in index order.
+
+        The first failure cancels the rest and is raised.
+        """
+        start = DEPTH.get()
+        depths = [start] * len(calls)
+
+        async def one(i: int, call: Awaitable[T]) -> T:
+            try:
+                return await call
+            finally:
+                depths[i] = DEPTH.get()
+
+        tasks: list[asyncio.Task[T]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(i, call)) for i, call in enumerate(calls)]
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        DEPTH.set(max(depths, default=start))
+        return [task.result() for task in tasks]
+
+    def keep(self, reply: Reply) -> None:
+        """Say which reply is the answer if the run must end now."""
+        self.best = reply
+
+    async def note(self, name: str, **data: Any) -> None:
+        """Record scores, votes, a tree or a choice in the trace."""
+        self.run.trace.note(name, self.unit, data)
+        self._observe()
+        await self._progress(name + ": " + ", ".join(f"{k} {_brief(v)}" for k, v in data.items()))
+
+    async def forward(self, task: Task) -> Answer:
+        """Send the request on as it is, and hand the upstream's answer back as it is.
+
+        A streaming client gets the upstream's own events.
+        """
+        route = self.run.resolve(self.run.model)
+        body: dict[str, Any] = {"model": route.model, "messages": [m.raw for m in task.messages]}
+        body.update(self.options.fields)
+        if self.options.n != 1 or self.options.n_given:
+            body["n"] = self.options.n
+        call = Call(body, self.run.id, self.run.bearer)
+        record = self._begin("none", body, route, None)
+        try:
+            async with self.run.budget.call():
+                if self.live and self.run.sink is not None:
+                    return await self._forward_stream(call, route, record, self.run.sink)
+                raw = await route.upstream.complete(call)
+                completion = parse_completion(raw)
+        except BaseException as error:
+            record.error = str(error) or type(error).__name__
+            raise
+        finally:
+            self._end(record)
+        replies = tuple(completion.replies())
+        shown = "".join(r.reasoning for r in replies)
+        self._spend(record, replies, read_usage(completion.usage, route.price, shown))
+        return Answer(replies, raw=raw)
+
+    async def _forward_stream(self, call: Call, route: Route, record: CallRecord, sink: Sink) -> Answer:
+        assembler = Assembler(None, 0, StreamView)
+        try:
+            async for payload in route.upstream.stream(call):
+                await assembler.feed(payload)
+                done = assembler.finished >= self.options.n
+                await sink.raw(payload, done)
+        finally:
+            replies = tuple(assembler.replies())
+            shown = "".join(r.reasoning for r in replies)
+            self._spend(record, replies, read_usage(assembler.usage, route.price, shown))
+        return Answer(replies, raw=b"")
+
+    # -- how a call is made ------------------------------------------------------------------
+
+    def _answer_body(self, temperature: float | None, *, override: bool) -> dict[str, Any]:
+        fields = {k: v for k, v in self.options.fields.items() if k not in LIMIT_FIELDS}
+        name = self.options.limit_field
+        if name:
+            fields[name] = self.options.fields[name]
+        elif self.run.caps.default_max_tokens:
+            fields["max_tokens"] = self.run.caps.default_max_tokens
+        if temperature is not None and (override or self.options.temperature is None):
+            fields["temperature"] = temperature
+        if self.options.seed is not None and self.pipeline:
+            # Pipelines of one request must not draw the same samples.
+            fields["seed"] = self.options.seed + 1000 * self.pipeline
+        return fields
+
+    async def _samples(
+        self,
+        stage: str,
+        messages: Messages,
+        k: int,
+        body: Mapping[str, Any],
+        route: Route,
+        offset: int,
+        tag: str | None,
+        view: Callable[[], StreamView] | None,
+    ) -> list[Reply]:
+        replies: list[Reply] = []
+        if k > 1 and self.run.learned.n_mode(route) != "fanout":
+            try:
+                native = {**_shifted(body, offset), "n": k}
+                replies = await self._complete(stage, messages, native, route, tag, view)
+            except UpstreamError as error:
+                if error.upstream_status not in (400, 422) or not _concerns_n(error):
+                    raise
+            if len(replies) >= k:
+                return replies[:k]
+            self.run.learned.learn_fanout(route)
+        first = len(replies)
+
+        async def one(i: int) -> Reply | OptiError | None:
+            try:
+                single = _shifted(body, offset + i)
+                got = await self._complete(stage, messages, single, route, tag, view, i)
+                return got[0] if got else None
+            except OptiError as error:
+                if not degradable(error):
+                    raise
+                return error
+
+        results = await self.gather(*(one(i) for i in range(first, k)))
+        replies += [r for r in results if isinstance(r, Reply)]
+        if not any(r.usable for r in replies):
+            for result in results:
+                if isinstance(result, OptiError):
+                    raise result
+        if not replies:
+            raise UpstreamEmpty(f"the upstream returned no choice ({stage})")
+        return replies
+
+    async def _complete(
+        self,
+        stage: str,
+        messages: Messages,
+        fields: Mapping[str, Any],
+        route: Route,
+        tag: str | None = None,
+        view: Callable[[], StreamView] | None = None,
+        index: int = 0,
+    ) -> list[Reply]:
+        """One POST, with one more try when the model refuses a field that can go."""
+        body = {"model": route.model, "messages": [m.raw for m in messages], **fields}
+        if view:
+            body["stream_options"] = {"include_usage": True}
+        sent = self.run.learned.adapt(route, body)
+        try:
+            return await self._post(stage, sent, route, tag, view, index)
+        except UpstreamError as error:
+            refused = error.upstream_status == 400
+            if not refused or not self.run.learned.learn_refusal(route, sent, error_text(error)):
+                raise
+        sent = self.run.learned.adapt(route, body)
+        return await self._post(stage, sent, route, tag, view, index)
+
+    async def _post(
+        self,
+        stage: str,
+        body: Mapping[str, Any],
+        route: Route,
+        tag: str | None,
+        view: Callable[[], StreamView] | None,
+        index: int,
+    ) -> list[Reply]:
+        record = self._begin(stage, body, route, tag)
+        try:
+            async with self.run.slots, self.run.budget.call():
+                call = Call(body, self.run.id, self.run.bearer)
+                if view is None:
+                    completion = parse_completion(await route.upstream.complete(call))
+                    replies, usage = completion.replies(), completion.usage
+                    fingerprint = completion.system_fingerprint
+                else:
+                    assembler = Assembler(self.run.sink, self.choice + index, view)
+                    replies, usage, fingerprint = await self._stream(call, route, assembler)
+        except BaseException as error:
+            record.error = str(error) or type(error).__name__
+            raise
+        finally:
+            self._end(record)
+        self.run.system_fingerprint = self.run.system_fingerprint or fingerprint
+        shown = "".join(r.reasoning for r in replies)
+        self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
+        await self._progress(f"{stage}: {_brief([r.visible or r.finish_reason for r in replies])}")
+        return replies
+
+    async def _stream(
+        self, call: Call, route: Route, assembler: Assembler
+    ) -> tuple[list[Reply], dict[str, Any] | None, str | None]:
+        try:
+            async for payload in route.upstream.stream(call):
+                await assembler.feed(payload)
+            await assembler.close()
+        except BudgetExceeded:
+            raise
+        except asyncio.CancelledError:
+            # The budget's own cancellation: what the client has seen already is the answer so far.
+            if assembler.partial and self.run.budget.ended:
+                self.keep(assembler.partial)
+            raise
+        return assembler.replies(), assembler.usage, assembler.system_fingerprint
+
+    def _begin(self, stage: str, body: Mapping[str, Any], route: Route, tag: str | None) -> CallRecord:
+        record = CallRecord(
+            stage,
+            self.unit,
+            route.upstream.name,
+            MappingProxyType(dict(body)),
+            self.run.trace.clock(),
+            DEPTH.get() + 1,
+            tag,
+        )
+        self.run.trace.records.append(record)
+        return record
+
+    def _end(self, record: CallRecord) -> None:
+        record.ended = self.run.trace.clock()
+        DEPTH.set(record.depth)
+
+    def _spend(self, record: CallRecord, replies: tuple[Reply, ...], usage: Any) -> None:
+        record.replies, record.usage = replies, usage
+        self.run.budget.spend(usage)
+        self._observe()
+
+    def _observe(self) -> None:
+        for observer in self.run.observers:
+            observer(self.run.trace.records[-1])
+
+    async def _progress(self, line: str) -> None:
+        if self.run.sink is not None:
+            await self.run.sink.progress(line)
+
+    def _offer(self, reply: Reply) -> None:
+        better = self.best is None or (self.best.truncated and not reply.truncated)
+        if reply.usable and better:
+            self.best = reply
+
+
+def degradable(error: OptiError) -> bool:
+    """Whether a technique may go on without the call: not after an upstream's refusal (1.7)."""
+    if isinstance(error, UpstreamError):
+        return error.status in (408, 429, 502)
+    return isinstance(error, BudgetExceeded | UpstreamTimeout | UpstreamEmpty)
+
+
+def error_text(error: UpstreamError) -> str:
+    """What the upstream said."""
+    inner = (error.body or {}).get("error")
+    if isinstance(inner, Mapping):
+        return f"{inner.get('message', '')} {inner.get('param') or ''}"
+    return f"{error.message} {inner or ''}"
+
+
+def _concerns_n(error: UpstreamError) -> bool:
+    inner = (error.body or {}).get("error")
+    if isinstance(inner, Mapping) and inner.get("param") == "n":
+        return True
+    words = error_text(error).replace("'", " ").replace('"', " ").replace("`", " ").lower()
+    return any(token.strip(".,:;()[]=") == "n" for token in words.split()) or "only one" in words
+
+
+def _shifted(body: Mapping[str, Any], offset: int) -> Mapping[str, Any]:
+    seed = body.get("seed")
+    return {**body, "seed": seed + offset} if offset and isinstance(seed, int) else body
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, str):
+        line = " ".join(value.split())
+        return line if len(line) <= 60 else line[:57] + "..."
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_brief(v)}" for k, v in list(value.items())[:8]) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(_brief(v) for v in value[:8]) + "]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,126 @@
+"""Everything that lives for one request, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from optillm.core.budget import Budget, Limits
+from optillm.core.trace import Trace
+from optillm.core.upstream import Upstream
+from optillm.core.usage import Price
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where calls for a model go: the upstream, its own name of the model, the price if known."""
+
+    upstream: Upstream
+    model: str
+    price: Price | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """The server's limits on calls.
+
+    Args:
+        default_max_tokens: limit sent when the client gave none; 0 sends none.
+        helper_max_tokens: limit of judges and critics.
+        intermediate_max_tokens: limit of plans and steps.
+        max_concurrency: calls of one run in flight at once.
+    """
+
+    default_max_tokens: int = 4096
+    helper_max_tokens: int = 2048
+    intermediate_max_tokens: int = 4096
+    max_concurrency: int = 16
+
+
+class Sink(Protocol):
+    """Where a streaming run puts what its client may see already."""
+
+    async def delta(self, choice: int, delta: Mapping[str, Any], logprobs: Any = None) -> None:
+        """Part of choice number ``choice``: an OpenAI delta object."""
+        ...
+
+    async def progress(self, line: str) -> None:
+        """One line of what the technique is doing."""
+        ...
+
+    async def raw(self, payload: bytes, finished: bool) -> None:
+        """An upstream's own SSE payload, untouched; ``finished`` on the one that ends the last choice."""
+        ...
+
+
+class Learned(Protocol):
+    """What has been learned about a model of an upstream; holds no request's data."""
+
+    def n_mode(self, route: Route) -> str:
+        """``native``, ``fanout`` or ``auto`` (not known yet)."""
+        ...
+
+    def learn_fanout(self, route: Route) -> None:
+        """This model does not honour ``n``."""
+        ...
+
+    def adapt(self, route: Route, body: dict[str, Any]) -> dict[str, Any]:
+        """The body with the fields dropped or renamed that this model refuses."""
+        ...
+
+    def learn_refusal(self, route: Route, body: Mapping[str, Any], message: str) -> bool:
+        """Learn from a 400 which field is refused; False if it concerns none that can go."""
+        ...
+
+
+class Run:
+    """One request under way: where its calls go, what it may spend, what it has done.
+
+    Args:
+        id: the run's id, also the response's.
+        tenant: whose it is.
+        model: the model asked for, without prefix.
+        resolve: finds the route of a model name.
+        learned: what is known of the upstreams.
+        caps, limits: what it may use.
+        seed: of its random numbers; None draws a fresh one.
+        sink: for a streaming client, else None.
+        bearer: the client's token, to be passed on.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        tenant: str,
+        model: str,
+        resolve: Callable[[str], Route],
+        learned: Learned,
+        caps: Caps,
+        limits: Limits,
+        seed: int | None = None,
+        sink: Sink | None = None,
+        bearer: str | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.id = id
+        self.tenant = tenant
+        self.model = model
+        self.resolve = resolve
+        self.learned = learned
+        self.caps = caps
+        self.sink = sink
+        self.bearer = bearer
+        self.trace = Trace(clock or asyncio.get_running_loop().time)
+        self.budget = Budget(limits, asyncio.get_running_loop().time())
+        self.seed = random.SystemRandom().getrandbits(63) if seed is None else seed
+        self.slots = asyncio.Semaphore(caps.max_concurrency)
+        self.observers: list[Callable[[Any], None]] = []
+        self.system_fingerprint: str | None = None
+
+    def rng(self, name: str) -> random.Random:
+        """Random numbers of a named part of the run: the same seed and name, the same numbers."""
+        return random.Random(f"{self.seed}/{name}")

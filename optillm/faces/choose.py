@@ -1,0 +1,155 @@
+"""Which approach a request gets, on which model, with which parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optillm.core.plan import NONE, Plan, check_unambiguous, parse_spec, split_model, units
+from optillm.core.registry import Registry
+from optillm.protocol.errors import InvalidRequest, near_names
+
+_TAG = re.compile(r"<optillm_approach>(.*?)</optillm_approach>", re.S)
+
+Lists = Callable[[str], Awaitable[bool]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs, and why.
+
+    Args:
+        plan: the composition.
+        model: the upstream's model.
+        source: what decided: tag, body, server, prefix or default.
+    """
+
+    plan: Plan
+    model: str
+    source: str
+
+
+def take_tags(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    """Remove approach tags from system and user messages; the last one is returned.
+
+    All other text stays as it is, also inside text parts.
+    """
+    found: str | None = None
+    out: list[dict[str, Any]] = []
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") in ("system", "developer", "user") and content:
+            tags: list[str] = []
+            cleaned = _without(content, tags)
+            if tags:
+                found, message = tags[-1], {**message, "content": cleaned}
+        out.append(message)
+    return out, found.strip() if found is not None else None
+
+
+def _without(content: Any, tags: list[str]) -> Any:
+    if isinstance(content, str):
+        tags += _TAG.findall(content)
+        return _TAG.sub("", content)
+    return [
+        {**part, "text": _without(part["text"], tags)} if part.get("type") == "text" else part
+        for part in content
+    ]
+
+
+async def choose(
+    *,
+    tag: str | None,
+    body: str | None,
+    server: str,
+    model: str,
+    registry: Registry,
+    lists: Lists,
+) -> Choice:
+    """Apply the precedence: tag, body, server, model-name prefix, none.
+
+    Raises:
+        InvalidRequest: an unknown approach, a bad composition or an ambiguous model name.
+    """
+    named = (("tag", tag, "optillm_approach"), ("body", body, "optillm_approach"), ("server", server, "--approach"))
+    for source, spec, where in named:
+        if spec is not None and spec.strip() and spec.strip() != "auto":
+            plan = parse_spec(spec, registry, where)
+            return Choice(plan, await _stripped(model, registry, lists), source)
+    try:
+        prefix, rest = split_model(model, registry)
+    except InvalidRequest:
+        if await lists(model):
+            return Choice(NONE, model, "default")
+        raise
+    if prefix is None or await lists(model):
+        return Choice(NONE, model, "default")
+    if not await lists(rest):
+        check_unambiguous(prefix, rest, registry)
+    return Choice(prefix, rest, "prefix")
+
+
+async def _stripped(model: str, registry: Registry, lists: Lists) -> str:
+    """The model of a request whose approach is explicit: its prefix goes, unless it is the name."""
+    try:
+        prefix, rest = split_model(model, registry)
+    except InvalidRequest:
+        return model
+    return model if prefix is None or await lists(model) else rest
+
+
+def take_params(
+    fields: dict[str, Any], nested: Mapping[str, Any], plan: Plan, registry: Registry
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Take all parameters out of a body's fields.
+
+    Args:
+        fields: the body's other fields; parameters are removed from it.
+        nested: ``optillm.params``: by request name, by short name, or by approach.
+
+    Returns:
+        Parameters by slug and short name, checked; and warnings about ignored ones.
+
+    Raises:
+        InvalidRequest: wrong type or range; an unknown name in ``nested``.
+    """
+    running = {unit.slug for unit in units(plan)}
+    taken: dict[str, dict[str, Any]] = {}
+    warnings: list[str] = []
+    known = registry.request_names
+
+    def put(name: str, value: Any, where: str) -> None:
+        used = False
+        for slug, param in known[name]:
+            if slug in running:
+                taken.setdefault(slug, {})[param.name] = param.check(value, where)
+                used = True
+        if not used:
+            warnings.append(f"{where} ignored: {' and '.join(s for s, _ in known[name])} not running")
+
+    for name in [f for f in fields if f in known]:
+        put(name, fields.pop(name), name)
+    for name, value in nested.items():
+        where = f"optillm.params.{name}"
+        if name in known:
+            put(name, value, where)
+        elif name in registry and isinstance(value, Mapping):
+            for short, inner in value.items():
+                found = [p for p in registry[name].params if short in (p.name, p.request_name)]
+                if not found:
+                    near = near_names(short, [p.name for p in registry[name].params] or ["(none)"])
+                    raise InvalidRequest(f"'{name}' has no parameter '{short}'.{near}", param=where)
+                if name in running:
+                    taken.setdefault(name, {})[found[0].name] = found[0].check(inner, f"{where}.{short}")
+                else:
+                    warnings.append(f"{where}.{short} ignored: {name} not running")
+        else:
+            owners = [(s, p) for s in sorted(running) for p in registry[s].params if p.name == name]
+            if len(owners) != 1:
+                names = [*known, *(p.name for s in running for p in registry[s].params)]
+                raise InvalidRequest(f"unknown parameter '{name}'.{near_names(name, names)}", param=where)
+            slug, param = owners[0]
+            taken.setdefault(slug, {})[param.name] = param.check(value, where)
+    return taken, warnings

@@ -1,0 +1,134 @@
+"""From an outcome to a chat completion, its headers, and the record of its run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from optillm.core.execute import Outcome
+from optillm.core.frozen import thaw, to_json
+from optillm.core.reply import Reply
+from optillm.core.run import Run
+from optillm.faces.service import Prepared
+
+
+def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[str, Any]:
+    """The ``optillm`` object of a response."""
+    out: dict[str, Any] = {
+        "run_id": run.id,
+        "approach": str(prepared.job.plan),
+        "params": prepared.job.described(),
+        "model": prepared.model,
+        "calls": run.budget.calls,
+        "depth": run.trace.depth,
+        "seconds": round(run.trace.seconds, 6),
+    }
+    if run.budget.usage.cost is not None:
+        out["cost"] = run.budget.usage.cost
+    if run.budget.usage.estimated:
+        out["usage_estimated"] = True
+    if prepared.warnings:
+        out["warnings"] = list(prepared.warnings)
+    if outcome is not None:
+        if outcome.cut_short:
+            out["cut_short"] = outcome.cut_short
+        if outcome.failed:
+            out["failed"] = dict(outcome.failed)
+        out.update(thaw(outcome.note))
+    return out
+
+
+def headers(prepared: Prepared, run: Run) -> dict[str, str]:
+    """Response headers that tell what ran; calls and depth are known only at the end."""
+    out = {"X-Optillm-Approach": str(prepared.job.plan), "X-Optillm-Run": run.id}
+    if prepared.warnings:
+        out["X-Optillm-Warning"] = "; ".join(prepared.warnings)
+    return {name: _header_value(value) for name, value in out.items()}
+
+
+def final_headers(prepared: Prepared, run: Run) -> dict[str, str]:
+    """All headers of a response that is sent when the run has ended."""
+    return {
+        **headers(prepared, run),
+        "X-Optillm-Calls": str(run.budget.calls),
+        "X-Optillm-Depth": str(run.trace.depth),
+        "Server-Timing": f"run;dur={run.trace.seconds * 1000:.1f}",
+    }
+
+
+def completion(prepared: Prepared, run: Run, outcome: Outcome) -> bytes:
+    """The JSON body of the response."""
+    info = about(prepared, run, outcome)
+    if outcome.raw is not None:
+        return spliced(outcome.raw, info)
+    body: dict[str, Any] = {
+        "id": run.id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": prepared.asked_model,
+        "choices": choices(outcome),
+        "usage": run.budget.usage.to_dict(),
+    }
+    if run.system_fingerprint:
+        body["system_fingerprint"] = run.system_fingerprint
+    body["optillm"] = info
+    return to_json(body)
+
+
+def spliced(raw: bytes, info: Mapping[str, Any]) -> bytes:
+    """An upstream's JSON object, untouched, with an ``optillm`` member added at its end."""
+    end = raw.rindex(b"}")
+    return raw[:end] + b',"optillm":' + to_json(info) + b"}"
+
+
+def choices(outcome: Outcome) -> list[dict[str, Any]]:
+    """The choices of all branches, in the order written."""
+    several = len(outcome.answers) > 1 or bool(outcome.failed)
+    out: list[dict[str, Any]] = []
+    for name, replies in outcome.answers:
+        for reply in replies:
+            choice = {
+                "index": len(out),
+                "message": message(reply),
+                "logprobs": thaw(reply.logprobs),
+                "finish_reason": reply.finish_reason,
+            }
+            if several:
+                choice["optillm"] = {"approach": name}
+            out.append(choice)
+    return out
+
+
+def message(reply: Reply) -> dict[str, Any]:
+    """The assistant message of a choice, as the SDK's types want it."""
+    out = thaw(reply.message)
+    out["role"] = "assistant"
+    out.setdefault("content", None)
+    out.setdefault("refusal", None)
+    if not out.get("tool_calls"):
+        out.pop("tool_calls", None)
+    if not out.get("reasoning_content") and isinstance(out.get("reasoning"), str):
+        out["reasoning_content"] = out["reasoning"]
+    return dict(out)
+
+
+def record(
+    prepared: Prepared, run: Run, outcome: Outcome | None, error: str | None, created: float
+) -> dict[str, Any]:
+    """What ``GET /v1/runs/{id}`` shows."""
+    return {
+        **about(prepared, run, outcome),
+        "id": run.id,
+        "object": "run",
+        "created": created,
+        "seed": run.seed,
+        "error": error,
+        "usage": run.budget.usage.to_dict(),
+        "choices": choices(outcome) if outcome else [],
+        "records": run.trace.to_list(),
+    }
+
+
+def _header_value(value: str) -> str:
+    return value.encode("latin-1", "replace").decode("latin-1").replace("\r", " ").replace("\n", " ")

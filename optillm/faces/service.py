@@ -1,0 +1,237 @@
+"""From a request body to a run: what HTTP and the library have in common."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from optillm.core.budget import Limits
+from optillm.core.execute import Job, Outcome, check_worst, execute
+from optillm.core.frozen import freeze
+from optillm.core.plan import units
+from optillm.core.registry import Registry
+from optillm.core.run import Caps, Learned, Route, Run, Sink
+from optillm.core.task import Options, Task
+from optillm.faces.choose import choose, take_params, take_tags
+from optillm.protocol.chat import ChatRequest, Nested
+from optillm.protocol.errors import InvalidRequest
+
+# Body fields that are for the proxy, or that a run sets itself.
+_OURS = frozenset(
+    {
+        "messages", "model", "n", "stream",
+        "optillm", "optillm_approach", "optillm_budget", "optillm_progress",
+    }
+)  # fmt: skip
+
+
+class Models(Protocol):
+    """Finds routes, and knows which models there are."""
+
+    def resolve(self, model: str) -> Route:
+        """The route of a model."""
+        ...
+
+    async def lists(self, model: str) -> bool:
+        """Whether an upstream has a model of exactly this name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request, understood: everything that a run needs, frozen.
+
+    Args:
+        job: the plan with its parameters.
+        task: what was asked.
+        asked_model: the model as the client wrote it.
+        model: the upstream's model.
+        limits: the budget.
+        stream, include_usage, progress: how the client wants its answer.
+        warnings: what was ignored.
+    """
+
+    job: Job
+    task: Task
+    asked_model: str
+    model: str
+    limits: Limits
+    stream: bool
+    include_usage: bool
+    progress: str
+    warnings: tuple[str, ...]
+
+    @property
+    def passes_through(self) -> bool:
+        """Whether the upstream's own answer is handed on."""
+        return str(self.job.plan) == "none"
+
+
+@dataclass(frozen=True)
+class Service:
+    """What all requests of a process share; holds nothing of any of them.
+
+    Args:
+        registry: the approaches.
+        models: finds upstreams.
+        learned: what is known of the upstreams.
+        caps, deadline, max_calls: limits on every run; seconds and calls.
+        approach, model, n: defaults of requests that do not say.
+        params: parameters set for the server, by slug and short name.
+        progress: how streaming clients see progress.
+        priced: whether any model has a price.
+    """
+
+    registry: Registry
+    models: Models
+    learned: Learned
+    caps: Caps = Caps()
+    deadline: float | None = None
+    max_calls: int = 256
+    approach: str = "auto"
+    model: str = "gpt-4o-mini"
+    n: int = 1
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+    progress: str = "reasoning"
+
+    async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
+        """Understand a request; makes no upstream call but the list of models, if it must.
+
+        Raises:
+            InvalidRequest: it breaks a rule.
+        """
+        nested = request.optillm if isinstance(request.optillm, Nested) else Nested()
+        messages, tag = take_tags(raw["messages"])
+        asked_model = request.model or self.model
+        choice = await choose(
+            tag=tag,
+            body=request.optillm_approach or nested.approach,
+            server=self.approach,
+            model=asked_model,
+            registry=self.registry,
+            lists=self.models.lists,
+        )
+        fields = {k: v for k, v in raw.items() if k not in _OURS}
+        taken, warnings = take_params(fields, nested.params or {}, choice.plan, self.registry)
+        params = {
+            unit.slug: MappingProxyType({**self.params.get(unit.slug, {}), **taken.get(unit.slug, {})})
+            for unit in units(choice.plan)
+        }
+        streams = bool(request.stream)
+        passes_through = str(choice.plan) == "none"
+        if not passes_through:
+            fields.pop("stream_options", None)
+            if fields.get("max_completion_tokens") is not None:
+                fields.pop("max_tokens", None)
+        n = request.n if request.n is not None else self.n
+        options = Options(freeze(fields), n, request.n is not None)
+        job = Job(choice.plan, self.registry, MappingProxyType(params))
+        sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
+        check_worst(job, n, sigma, self.max_calls)
+        budget = request.optillm_budget or nested.budget
+        limits = Limits(
+            max_calls=min(budget.max_calls or self.max_calls, self.max_calls) if budget else self.max_calls,
+            max_tokens=budget.max_tokens if budget else None,
+            max_seconds=budget.max_seconds if budget else None,
+            max_cost=budget.max_cost if budget else None,
+            deadline=self.deadline,
+        )
+        if limits.max_cost is not None and self.models.resolve(choice.model).price is None:
+            raise InvalidRequest(
+                f"max_cost needs the price of '{choice.model}', and none is configured ([prices])",
+                param="optillm_budget.max_cost",
+            )
+        return Prepared(
+            job,
+            Task.of(messages, options),
+            asked_model,
+            choice.model,
+            limits,
+            streams,
+            bool(request.stream_options and request.stream_options.include_usage),
+            request.optillm_progress or self.progress,
+            tuple(warnings),
+        )
+
+    def start(
+        self,
+        prepared: Prepared,
+        *,
+        run_id: str,
+        tenant: str,
+        sink: Sink | None = None,
+        bearer: str | None = None,
+    ) -> Run:
+        """The run of a prepared request; nothing has been called yet."""
+        return Run(
+            id=run_id,
+            tenant=tenant,
+            model=prepared.model,
+            resolve=self.models.resolve,
+            learned=self.learned,
+            caps=self.caps,
+            limits=prepared.limits,
+            seed=prepared.task.options.seed,
+            sink=sink,
+            bearer=bearer,
+        )
+
+    async def run(self, prepared: Prepared, run: Run) -> Outcome:
+        """Run it.
+
+        Raises:
+            OptiError: there is no answer.
+        """
+        return await execute(prepared.job, prepared.task, run)
+
+
+def new_run_id() -> str:
+    """A fresh id of a run and its response."""
+    return f"chatcmpl-{random.SystemRandom().getrandbits(128):032x}"
+
+
+def _sigma(n_mode: str) -> Callable[[int], int]:
+    return (lambda k: 1) if n_mode == "native" else (lambda k: k)
+
+
+class RunStore:
+    """The last runs of each tenant, in memory, bounded by number and by size.
+
+    Args:
+        most: runs kept.
+        most_bytes: a rough limit on the text they hold.
+    """
+
+    def __init__(self, most: int = 1000, most_bytes: int = 64 << 20) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._runs: OrderedDict[tuple[str, str], tuple[Callable[[], dict[str, Any]], int]] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, tenant: str, run_id: str, render: Callable[[], dict[str, Any]], size: int) -> None:
+        """Keep a run; it is rendered when somebody asks for it. The oldest make room."""
+        self._runs[tenant, run_id] = (render, size)
+        self._bytes += size
+        while len(self._runs) > self._most or (self._bytes > self._most_bytes and len(self._runs) > 1):
+            _, (_, old) = self._runs.popitem(last=False)
+            self._bytes -= old
+
+    def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
+        """A tenant's run, or None."""
+        found = self._runs.get((tenant, run_id))
+        return found[0]() if found else None
+
+    def last(self, tenant: str, most: int = 100) -> list[dict[str, Any]]:
+        """A tenant's latest runs, newest first, without their records."""
+        out: list[dict[str, Any]] = []
+        for (owner, _), (render, _) in reversed(self._runs.items()):
+            if owner == tenant:
+                out.append({k: v for k, v in render().items() if k != "records"})
+            if len(out) == most:
+                break
+        return out
+
+

@@ -1,0 +1,178 @@
+"""A run's answer as server-sent events, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from optillm.core.execute import Outcome
+from optillm.core.frozen import thaw, to_json
+from optillm.core.run import Run
+from optillm.faces.respond import about, headers, message, spliced
+from optillm.faces.service import Prepared
+from optillm.protocol.errors import OptiError
+from optillm.protocol.sse import DONE, KEEP_ALIVE, comment, event
+
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+SILENCE = 10.0
+"""Seconds without an event after which the connection is kept alive by a comment."""
+
+
+class EventStream:
+    """The sink of a streaming client; sends its response's head with the first event.
+
+    Args:
+        send: the ASGI send.
+        prepared: the request.
+        extra: more response headers.
+        silence: seconds until a keep-alive comment.
+    """
+
+    def __init__(
+        self, send: Send, prepared: Prepared, extra: Mapping[str, str], silence: float = SILENCE
+    ) -> None:
+        self._send = send
+        self._prepared = prepared
+        self._extra = extra
+        self._silence = silence
+        self._created = int(time.time())
+        self._shown: dict[int, str] = {}
+        self._roles: set[int] = set()
+        self._beat: asyncio.Task[None] | None = None
+        self._last = 0.0
+        self._tools: set[int] = set()
+        self.run: Run | None = None
+        self.started = False
+
+    async def delta(self, choice: int, delta: Mapping[str, Any], logprobs: Any = None) -> None:
+        """Part of a choice."""
+        self._shown[choice] = self._shown.get(choice, "") + delta.get("content", "")
+        if delta.get("tool_calls") or delta.get("function_call"):
+            self._tools.add(choice)
+        if choice not in self._roles:
+            self._roles.add(choice)
+            delta = {"role": "assistant", **delta}
+        await self._chunk([_choice(choice, delta, None, logprobs)])
+
+    async def progress(self, line: str) -> None:
+        """One line of progress: as reasoning of choice 0, as a comment, or not at all."""
+        if self._prepared.progress == "reasoning":
+            await self.delta(0, {"reasoning_content": line + "\n"})
+        elif self._prepared.progress == "comments":
+            await self._write(comment(line))
+
+    async def raw(self, payload: bytes, finished: bool) -> None:
+        """An upstream's own event; the one that ends the last choice tells about the run."""
+        if finished and self.run is not None:
+            payload = spliced(payload, about(self._prepared, self.run))
+        await self._write(event(payload))
+
+    async def finish(self, outcome: Outcome) -> None:
+        """What was not streamed yet, the finish chunks, usage, and the end mark."""
+        run = self.run
+        if run is None:
+            raise RuntimeError("the stream has no run")
+        if outcome.raw is None:
+            replies = outcome.replies
+            for index, reply in enumerate(replies):
+                await self._rest(index, message(reply), reply.logprobs)
+                ends = _choice(index, {}, reply.finish_reason, None)
+                last = index == len(replies) - 1
+                await self._chunk([ends], about(self._prepared, run, outcome) if last else None)
+            if self._prepared.include_usage:
+                await self._chunk([], usage=run.budget.usage.to_dict())
+        await self._write(DONE)
+        await self.end()
+
+    async def fail(self, error: OptiError) -> None:
+        """An error after the start: one error event, no end mark."""
+        await self._write(event(to_json(error.envelope())))
+        await self.end()
+
+    async def end(self) -> None:
+        """Close the response."""
+        self.stop()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def stop(self) -> None:
+        """Stop keeping the connection alive."""
+        if self._beat is not None:
+            self._beat.cancel()
+
+    def watch(self) -> None:
+        """Begin to keep the connection alive."""
+        self._last = asyncio.get_running_loop().time()
+        self._beat = asyncio.create_task(self._keep_alive())
+
+    async def _rest(self, index: int, whole: dict[str, Any], logprobs: Any) -> None:
+        """The part of a choice that its client has not seen."""
+        shown = self._shown.get(index, "")
+        content = whole.get("content") or ""
+        rest: dict[str, Any] = {}
+        if not isinstance(content, str):
+            content = "".join(p.get("text", "") for p in content)
+        left = content[len(shown) :] if content.startswith(shown) else content if not shown.strip() else ""
+        if left or index not in self._roles:
+            rest["content"] = left
+        if whole.get("tool_calls") and index not in self._tools:
+            rest["tool_calls"] = [{"index": i, **c} for i, c in enumerate(whole["tool_calls"])]
+        for name in ("refusal", "function_call", "audio"):
+            if whole.get(name) and index not in self._roles:
+                rest[name] = whole[name]
+        if whole.get("reasoning_content") and index not in self._roles:
+            rest["reasoning_content"] = whole["reasoning_content"]
+        if rest:
+            await self.delta(index, rest, None if shown else thaw(logprobs))
+
+    async def _chunk(
+        self, choices: list[dict[str, Any]], info: Mapping[str, Any] | None = None, usage: Any = None
+    ) -> None:
+        run = self.run
+        body: dict[str, Any] = {
+            "id": run.id if run else "",
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._prepared.asked_model,
+            "choices": choices,
+        }
+        if run and run.system_fingerprint:
+            body["system_fingerprint"] = run.system_fingerprint
+        if self._prepared.include_usage:
+            body["usage"] = usage
+        if info is not None:
+            body["optillm"] = info
+        await self._write(event(to_json(body)))
+
+    async def _write(self, data: bytes) -> None:
+        self._last = asyncio.get_running_loop().time()
+        if not self.started:
+            await self._head()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _head(self) -> None:
+        self.started = True
+        named = {
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+            **self._extra,
+        }
+        if self.run is not None:
+            named.update(headers(self._prepared, self.run))
+        raw = [(k.lower().encode(), v.encode("latin-1")) for k, v in named.items()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    async def _keep_alive(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            wait = self._last + self._silence - loop.time()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            else:
+                await self._write(KEEP_ALIVE)
+
+
+def _choice(index: int, delta: Mapping[str, Any], finish: str | None, logprobs: Any) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}

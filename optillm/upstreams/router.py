@@ -1,0 +1,154 @@
+"""The upstreams of a process: built from settings, routed by model, listed together."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import aiohttp
+
+from optillm.core.run import Route
+from optillm.core.upstream import Upstream
+from optillm.core.usage import Price
+from optillm.protocol.errors import OptiError
+from optillm.upstreams.azure import AzureUpstream
+from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream
+
+LISTED_FOR = 60.0
+"""Seconds that a model list stays fresh."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """An upstream with the model names (or patterns with ``*``) that are routed to it."""
+
+    upstream: Upstream
+    models: tuple[str, ...] = ()
+
+
+@dataclass
+class _Listing:
+    models: tuple[Mapping[str, Any], ...] = ()
+    at: float = float("-inf")
+    error: str | None = "not asked yet"
+
+
+class Router:
+    """Finds the upstream of a model, and lists the models of all of them.
+
+    Args:
+        upstreams: in order; the first serves what no other claims.
+        prices: by model name.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        upstreams: Sequence[Named],
+        prices: Mapping[str, Price] | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.upstreams = tuple(upstreams)
+        self._prices = dict(prices or {})
+        self._clock = clock or asyncio.get_running_loop().time
+        self._listings = {named.upstream.name: _Listing() for named in upstreams}
+        self._lock = asyncio.Lock()
+
+    def resolve(self, model: str) -> Route:
+        """The route of a model: by pattern, by what upstreams list, else the first upstream."""
+        for named in self.upstreams:
+            if any(fnmatchcase(model, pattern) for pattern in named.models):
+                return Route(named.upstream, model, self._prices.get(model))
+        for named in self.upstreams[1:]:
+            if any(m["id"] == model for m in self._listings[named.upstream.name].models):
+                return Route(named.upstream, model, self._prices.get(model))
+        return Route(self.upstreams[0].upstream, model, self._prices.get(model))
+
+    async def models(self) -> list[Mapping[str, Any]]:
+        """The models of all upstreams, each name once; a dead upstream's are left out."""
+        await self._refresh()
+        merged: dict[str, Mapping[str, Any]] = {}
+        for listing in self._listings.values():
+            for model in listing.models:
+                merged.setdefault(str(model["id"]), model)
+        return list(merged.values())
+
+    async def lists(self, model: str) -> bool:
+        """Whether an upstream has a model of exactly this name."""
+        if any(model in named.models for named in self.upstreams):
+            return True
+        return any(m["id"] == model for m in await self.models())
+
+    async def reasons_not_ready(self) -> dict[str, str]:
+        """Why each upstream that does not answer does not; empty when all do."""
+        await self._refresh()
+        return {name: listing.error for name, listing in self._listings.items() if listing.error}
+
+    @property
+    def ready(self) -> bool:
+        """Whether an upstream answered when last asked."""
+        return any(listing.error is None for listing in self._listings.values())
+
+    async def aclose(self) -> None:
+        """Close all upstreams."""
+        for named in self.upstreams:
+            await named.upstream.aclose()
+
+    async def _refresh(self) -> None:
+        async with self._lock:
+            async with asyncio.TaskGroup() as group:
+                for named in self.upstreams:
+                    group.create_task(self._list(named.upstream))
+
+    async def _list(self, upstream: Upstream) -> None:
+        listing = self._listings[upstream.name]
+        # A failure is asked about again sooner, so that an upstream that is back is seen.
+        fresh_for = LISTED_FOR if listing.error is None else 2.0
+        if self._clock() - listing.at < fresh_for:
+            return
+        try:
+            listing.models = tuple(await upstream.models())
+            listing.error = None
+        except OptiError as error:
+            listing.error = error.message
+        listing.at = self._clock()
+
+
+def tls_context(verify: bool, bundle: str) -> ssl.SSLContext | bool:
+    """How certificates of upstreams are checked: by the system, by a bundle, or not at all."""
+    if not verify:
+        return False
+    return ssl.create_default_context(cafile=bundle or None)
+
+
+def build(
+    *,
+    kind: str,
+    name: str,
+    base_url: str,
+    key: str | None,
+    api_version: str,
+    model_path: str,
+    session: aiohttp.ClientSession,
+    options: HTTPOptions,
+) -> Upstream:
+    """One upstream of a kind: openai, azure, litellm or llamacpp.
+
+    Raises:
+        MissingExtra: its library is not installed.
+    """
+    if kind == "openai":
+        return OpenAIUpstream(name, base_url, key, session, options)
+    if kind == "azure":
+        return AzureUpstream(name, base_url, key, session, options, api_version=api_version)
+    if kind == "litellm":
+        from optillm.upstreams.litellm import LiteLLMUpstream
+
+        return LiteLLMUpstream(name, options)
+    from optillm.upstreams.llamacpp import embedded
+
+    return embedded(model_path)
