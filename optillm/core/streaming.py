@@ -59,6 +59,7 @@ class _Building:
     def __init__(self, view: StreamView) -> None:
         self.view = view
         self.text: list[str] = []
+        self.shown: list[str] = []
         self.reasoning: list[str] = []
         self.extra: dict[str, Any] = {}
         self.tool_calls: dict[int, dict[str, Any]] = {}
@@ -97,9 +98,9 @@ class Assembler:
 
     @property
     def partial(self) -> Reply | None:
-        """Choice 0 as far as it came, marked as cut, or None if nothing came."""
+        """Choice 0 as far as its client saw it, marked as cut, or None if nothing came."""
         building = self._building.get(0)
-        reply = building.reply(cut=True) if building else None
+        reply = building.reply(cut=True).with_text("".join(building.shown)) if building else None
         return reply if reply and reply.usable else None
 
     @property
@@ -161,6 +162,7 @@ class Assembler:
             shown["reasoning_content"] = reasoning
         if content:
             shown["content"] = content
+            self._building[index].shown.append(content)
         if self._sink is not None and (shown or logprobs):
             await self._sink.delta(self._first + index, shown, logprobs)
 

@@ -1,0 +1,297 @@
+"""The server: an ASGI application, and everything that lives as long as its process."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+from urllib.parse import parse_qs
+
+from optillm.core.frozen import to_json
+from optillm.core.registry import Registry
+from optillm.core.run import Caps, Run
+from optillm.faces.chat import Chat
+from optillm.faces.service import RunStore, Service, new_run_id
+from optillm.observe.conversations import ConversationLog
+from optillm.protocol.errors import MethodNotAllowed, NotFound, OptiError, Overloaded, Unauthorized
+from optillm.settings import Settings, sha256
+from optillm.upstreams.capabilities import Capabilities
+from optillm.upstreams.openai_http import HTTPOptions, make_session
+from optillm.upstreams.router import Named, Router, build, tls_context
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+log = logging.getLogger("optillm")
+
+_OPEN = frozenset({"/health", "/ready"})
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class App:
+    """One server process.
+
+    Args:
+        settings: frozen; what it is told to do.
+        registry: the approaches.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.runs = RunStore()
+        self.active: set[Run] = set()
+        self.draining = False
+        self._stack = AsyncExitStack()
+        self._starting = asyncio.Lock()
+        self._chat: Chat | None = None
+        self._router: Router | None = None
+        self._keys = {key.sha256: key.tenant for key in settings.keys}
+        if settings.optillm_api_key:
+            self._keys.setdefault(sha256(settings.optillm_api_key), "default")
+        self._gets: Mapping[str, Callable[[str, Scope], Awaitable[tuple[int, Any]]]] = {
+            "/health": self._health,
+            "/ready": self._ready,
+            "/v1/models": self._models,
+            "/v1/approaches": self._approaches,
+            "/v1/runs": self._runs,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+
+    async def start(self) -> None:
+        """Make the HTTP client, upstreams and logs; once, in the loop that serves."""
+        async with self._starting:
+            if self._chat is None:
+                await self._start()
+
+    async def stop(self) -> None:
+        """Close everything."""
+        await self._stack.aclose()
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        self.draining = True
+
+    def end_runs(self) -> None:
+        """End all runs now with what they have."""
+        for run in self.active:
+            run.budget.stop("shutdown")
+
+    async def _start(self) -> None:
+        s = self.settings
+        session = make_session(tls_context(s.ssl_verify, s.ssl_cert_path))
+        self._stack.push_async_callback(session.close)
+        concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
+        options = HTTPOptions(
+            connect_timeout=s.connect_timeout,
+            read_timeout=s.request_timeout,
+            total_timeout=s.request_timeout,
+            retries=s.retries,
+            concurrency=concurrency,
+        )
+        upstreams = [
+            Named(
+                build(
+                    kind=u.kind,
+                    name=u.name,
+                    base_url=u.base_url,
+                    key=u.key,
+                    api_version=u.api_version,
+                    model_path=u.model_path,
+                    session=session,
+                    options=options,
+                ),
+                u.models,
+            )
+            for u in s.upstreams
+        ]
+        router = Router(upstreams, s.prices)
+        self._stack.push_async_callback(router.aclose)
+        service = Service(
+            registry=self.registry,
+            models=router,
+            learned=Capabilities(s.n_mode),
+            caps=Caps(
+                s.default_max_tokens, s.helper_max_tokens, s.intermediate_max_tokens, s.max_concurrency
+            ),
+            deadline=s.request_timeout,
+            max_calls=s.max_upstream_calls,
+            approach=s.approach,
+            model=s.model,
+            n=s.n,
+            params=s.params,
+            progress=s.stream_progress,
+        )
+        conversations = None
+        if s.log_conversations:
+            conversations = ConversationLog(s.conversation_log_dir)
+            conversations.start()
+            self._stack.push_async_callback(conversations.aclose)
+        self._router = router
+        self._chat = Chat(
+            service,
+            self.runs,
+            self.active,
+            conversations,
+            max_body=int(s.max_body_mb * (1 << 20)),
+        )
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.start()
+                except OptiError as error:
+                    await send({"type": "lifespan.startup.failed", "message": error.message})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope["headers"])
+        asked_id = given.get(b"x-request-id", b"").decode("latin-1")
+        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else new_run_id().replace("chatcmpl", "req")
+        try:
+            await self._dispatch(scope, given, receive, send, request_id)
+        except OptiError as error:
+            await send_json(
+                send, error.status, error.envelope(), {**error.headers(), "X-Request-Id": request_id}
+            )
+        except Exception:
+            # The outermost edge: nothing of the fault is shown, its id is.
+            log.exception("request %s failed", request_id)
+            error = OptiError(f"internal error; the server's log tells more under {request_id}")
+            await send_json(send, 500, error.envelope(), {"X-Request-Id": request_id})
+
+    async def _dispatch(
+        self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive, send: Send, request_id: str
+    ) -> None:
+        path, method = scope["path"], scope["method"]
+        if len(path) > 1:
+            path = path.rstrip("/")
+        if self._chat is None:
+            await self.start()
+        tenant, bearer = ("", None) if path in _OPEN else self._enter(given)
+        if path in ("/v1/chat/completions", "/chat/completions"):
+            _only(method, "POST")
+            if self.draining:
+                raise Overloaded("the server is shutting down")
+            assert self._chat is not None  # noqa: S101
+            await self._chat.serve(given, receive, send, request_id=request_id, tenant=tenant, bearer=bearer)
+            return
+        status, body = await self._get(path, method, scope, tenant)
+        await send_json(send, status, body, {"X-Request-Id": request_id}, head=method == "HEAD")
+
+    async def _get(self, path: str, method: str, scope: Scope, tenant: str) -> tuple[int, Any]:
+        if path in self._gets:
+            _only(method, "GET", "HEAD")
+            return await self._gets[path](tenant, scope)
+        for root, one in (
+            ("/v1/models/", self._model),
+            ("/v1/approaches/", self._approach),
+            ("/v1/runs/", self._run),
+        ):
+            if path.startswith(root):
+                _only(method, "GET", "HEAD")
+                return await one(path.removeprefix(root), tenant)
+        raise NotFound(f"there is nothing at {path}", code="unknown_path")
+
+    def _enter(self, given: Mapping[bytes, bytes]) -> tuple[str, str | None]:
+        """The tenant of a request, and the token to pass on."""
+        scheme, _, token = given.get(b"authorization", b"").decode("latin-1").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else ""
+        if not self._keys:
+            return "default", (token or None) if self.settings.forwards_bearer else None
+        digest = sha256(token)
+        # Every key is compared, in constant time, whichever fits.
+        owners = [tenant for known, tenant in self._keys.items() if hmac.compare_digest(known, digest)]
+        if owners:
+            return owners[0], None
+        if token and self.settings.forward_bearer:
+            return "default", token
+        raise Unauthorized(
+            "this server needs its key as 'Authorization: Bearer …'" if not token else "wrong key for this server"
+        )
+
+    @property
+    def _routes(self) -> Router:
+        if self._router is None:
+            raise Overloaded("the server is starting")
+        return self._router
+
+    async def _health(self, tenant: str, scope: Scope) -> tuple[int, Any]:
+        return 200, {"status": "ok"}
+
+    async def _ready(self, tenant: str, scope: Scope) -> tuple[int, Any]:
+        if self.draining:
+            return 503, {"status": "draining", "upstreams": {}}
+        reasons = await self._routes.reasons_not_ready()
+        ready = self._routes.ready
+        return (200 if ready else 503), {"status": "ready" if ready else "not ready", "upstreams": reasons}
+
+    async def _models(self, tenant: str, scope: Scope) -> tuple[int, Any]:
+        models = [dict(m) for m in await self._routes.models()]
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        if query.get("approaches", ["0"])[-1] in ("1", "true"):
+            models += [
+                {**m, "id": f"{a.slug}-{m['id']}", "owned_by": "optillm"}
+                for a in self.registry
+                if a.slug != "none"
+                for m in models
+            ]
+        return 200, {"object": "list", "data": models}
+
+    async def _model(self, name: str, tenant: str) -> tuple[int, Any]:
+        for model in await self._routes.models():
+            if model["id"] == name:
+                return 200, model
+        raise NotFound(f"there is no model '{name}'", param="model", code="model_not_found")
+
+    async def _approaches(self, tenant: str, scope: Scope) -> tuple[int, Any]:
+        return 200, {"object": "list", "data": [a.describe() for a in self.registry]}
+
+    async def _approach(self, slug: str, tenant: str) -> tuple[int, Any]:
+        if slug not in self.registry:
+            raise NotFound(f"there is no approach '{slug}'", code="unknown_approach")
+        return 200, self.registry[slug].describe()
+
+    async def _runs(self, tenant: str, scope: Scope) -> tuple[int, Any]:
+        return 200, {"object": "list", "data": self.runs.last(tenant)}
+
+    async def _run(self, run_id: str, tenant: str) -> tuple[int, Any]:
+        found = self.runs.get(tenant, run_id)
+        if found is None:
+            raise NotFound(f"there is no run '{run_id}' (any more)", code="unknown_run")
+        return 200, found
+
+
+def _only(method: str, *allowed: str) -> None:
+    if method not in allowed:
+        allow = ", ".join(allowed)
+        raise MethodNotAllowed(f"{method} is not possible here; allowed: {allow}", allow)
+
+
+async def send_json(
+    send: Send, status: int, body: Any, headers: Mapping[str, str], *, head: bool = False
+) -> None:
+    """A whole JSON response."""
+    data = body if isinstance(body, bytes) else to_json(body)
+    raw = [(k.lower().encode(), v.encode("latin-1")) for k, v in headers.items()]
+    raw += [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": b"" if head else data})

@@ -1,0 +1,181 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from optillm.core.execute import Outcome
+from optillm.core.run import Run
+from optillm.faces.respond import about, completion, final_headers, record
+from optillm.faces.service import Prepared, RunStore, Service, new_run_id
+from optillm.faces.stream import EventStream
+from optillm.observe.conversations import ConversationLog, Entry
+from optillm.protocol.chat import parse_request
+from optillm.protocol.errors import BodyTimeout, BodyTooLarge, OptiError
+
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+BODY_SECONDS = 60.0
+"""How long a client may take to send its request."""
+
+
+class Chat:
+    """Serves chat completions.
+
+    Args:
+        service: what all requests share.
+        runs: where runs are kept for looking at.
+        active: the runs under way; each is in it while it runs.
+        conversations: the conversation log, or None.
+        max_body: bytes of the largest request.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        runs: RunStore,
+        active: set[Run],
+        conversations: ConversationLog | None,
+        *,
+        max_body: int,
+    ) -> None:
+        self.service = service
+        self.runs = runs
+        self.active = active
+        self.conversations = conversations
+        self.max_body = max_body
+
+    async def serve(
+        self,
+        given: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        *,
+        request_id: str,
+        tenant: str,
+        bearer: str | None,
+    ) -> None:
+        """One request, from its body to its answer.
+
+        Raises:
+            OptiError: it failed before the response had begun.
+        """
+        body = await self._body(given, receive)
+        raw, request = parse_request(body)
+        prepared = await self.service.prepare(raw, request)
+        extra = {"X-Request-Id": request_id}
+        stream = EventStream(send, prepared, extra) if prepared.stream else None
+        run = self.service.start(prepared, run_id=new_run_id(), tenant=tenant, sink=stream, bearer=bearer)
+        created = time.time()
+        outcome, problem = None, None
+        self.active.add(run)
+        try:
+            outcome = await self._run(prepared, run, stream, receive)
+            if outcome is not None and stream is None:
+                await _send(send, completion(prepared, run, outcome), {**final_headers(prepared, run), **extra})
+            elif outcome is None:
+                problem = "the client went away"
+        except OptiError as error:
+            problem = error.message
+            if stream is None or not stream.started:
+                raise
+            await stream.fail(error)
+        except BaseException as error:
+            problem = str(error) or type(error).__name__
+            raise
+        finally:
+            if stream is not None:
+                stream.stop()
+            self.active.discard(run)
+            self._keep(prepared, run, outcome, problem, created, raw, len(body))
+
+    async def _run(
+        self, prepared: Prepared, run: Run, stream: EventStream | None, receive: Receive
+    ) -> Outcome | None:
+        """Run it while watching the client; None if the client went away."""
+        work = asyncio.ensure_future(self._answer(prepared, run, stream))
+        left = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+            return await work if work.done() else None
+        finally:
+            left.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait((work,))
+
+    async def _answer(self, prepared: Prepared, run: Run, stream: EventStream | None) -> Outcome:
+        if stream is None:
+            return await self.service.run(prepared, run)
+        stream.run = run
+        stream.watch()
+        outcome = await self.service.run(prepared, run)
+        await stream.finish(outcome)
+        return outcome
+
+    async def _body(self, given: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        declared = given.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self.max_body:
+            raise BodyTooLarge(f"the body is larger than {self.max_body} bytes (--max-body-mb)")
+        pieces: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise BodyTimeout("the client went away while sending")
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size > self.max_body:
+                        raise BodyTooLarge(f"the body is larger than {self.max_body} bytes (--max-body-mb)")
+                    pieces.append(piece)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise BodyTimeout("the request was not sent in time") from None
+        return b"".join(pieces)
+
+    def _keep(
+        self,
+        prepared: Prepared,
+        run: Run,
+        outcome: Outcome | None,
+        problem: str | None,
+        created: float,
+        raw: Mapping[str, Any],
+        size: int,
+    ) -> None:
+        # Every call's prompt repeats about the request; replies are counted by their tokens.
+        held = size * (1 + len(run.trace.records)) + 8 * run.budget.usage.completion
+        self.runs.put(
+            run.tenant, run.id, lambda: record(prepared, run, outcome, problem, created), held
+        )
+        if self.conversations is not None:
+            self.conversations.put(
+                Entry(
+                    created,
+                    str(prepared.job.plan),
+                    prepared.model,
+                    raw,
+                    run,
+                    outcome,
+                    problem,
+                    about(prepared, run, outcome),
+                )
+            )
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(send: Send, body: bytes, headers: Mapping[str, str]) -> None:
+    raw = [(k.lower().encode(), v.encode("latin-1")) for k, v in headers.items()]
+    raw += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
