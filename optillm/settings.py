@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from optillm.core.frozen import empty
 from optillm.core.params import Param
 from optillm.core.plan import parse_spec
 from optillm.core.registry import Registry
@@ -97,8 +99,8 @@ class Settings:
     intermediate_max_tokens: int = 4096
     upstreams: tuple[UpstreamSettings, ...] = ()
     keys: tuple[Key, ...] = ()
-    prices: Mapping[str, Price] = MappingProxyType({})
-    params: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    prices: Mapping[str, Price] = field(default_factory=empty)
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=empty)
 
     @property
     def guarded(self) -> bool:
@@ -429,3 +431,13 @@ def _read_config(path: str) -> dict[str, Any]:
         raise SettingsError(f"--config: cannot read {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config: {path}: {error}") from None
+
+
+def from_command_line(argv: Sequence[str], registry: Registry) -> Settings:
+    """Settings of this process: its flags and its environment."""
+    return load(argv, os.environ, registry)
+
+
+def from_environment(registry: Registry) -> Settings:
+    """Settings of a process that has no flags of ours."""
+    return load((), os.environ, registry)

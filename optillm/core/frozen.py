@@ -9,6 +9,11 @@ from typing import Any
 import msgspec
 
 
+def empty() -> Mapping[str, Any]:
+    """An empty read-only mapping, as a default of frozen classes."""
+    return MappingProxyType({})
+
+
 def freeze(value: Any) -> Any:
     """A read-only copy of a JSON value: objects become mapping proxies, arrays tuples."""
     if isinstance(value, Mapping):

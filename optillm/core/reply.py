@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from optillm.core.answers import split_think
-from optillm.core.frozen import freeze
+from optillm.core.frozen import empty, freeze
 from optillm.protocol.errors import UpstreamError
 
 
@@ -97,7 +97,7 @@ class Answer:
     """
 
     replies: tuple[Reply, ...]
-    note: Mapping[str, Any] = MappingProxyType({})
+    note: Mapping[str, Any] = field(default_factory=empty)
     raw: bytes | None = None
 
     @property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from optillm.core.frozen import freeze
+from optillm.core.frozen import empty, freeze
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
@@ -88,7 +88,7 @@ class Options:
         n_given: the client said so itself.
     """
 
-    fields: Mapping[str, Any] = MappingProxyType({})
+    fields: Mapping[str, Any] = field(default_factory=empty)
     n: int = 1
     n_given: bool = False
 
@@ -113,12 +113,12 @@ class Task:
     """What was asked, untouched: roles, images, tool calls and results included."""
 
     messages: Messages
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     @classmethod
-    def of(cls, messages: Iterable[Mapping[str, Any]], options: Options = Options()) -> Task:
+    def of(cls, messages: Iterable[Mapping[str, Any]], options: Options | None = None) -> Task:
         """A task from plain messages, frozen."""
-        return cls(tuple(Message(freeze(m)) for m in messages), options)
+        return cls(tuple(Message(freeze(m)) for m in messages), options or Options())
 
     @cached_property
     def question_index(self) -> int | None:

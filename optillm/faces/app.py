@@ -11,14 +11,17 @@ from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import parse_qs
 
+import aiohttp
+
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Run
+from optillm.core.upstream import Upstream
 from optillm.faces.chat import Chat
 from optillm.faces.service import RunStore, Service, new_run_id
 from optillm.observe.conversations import ConversationLog
 from optillm.protocol.errors import MethodNotAllowed, NotFound, OptiError, Overloaded, Unauthorized
-from optillm.settings import Settings, sha256
+from optillm.settings import Settings, UpstreamSettings, sha256
 from optillm.upstreams.capabilities import Capabilities
 from optillm.upstreams.openai_http import HTTPOptions, make_session
 from optillm.upstreams.router import Named, Router, build, tls_context
@@ -101,19 +104,7 @@ class App:
             concurrency=concurrency,
         )
         upstreams = [
-            Named(
-                build(
-                    kind=u.kind,
-                    name=u.name,
-                    base_url=u.base_url,
-                    key=u.key,
-                    api_version=u.api_version,
-                    model_path=u.model_path,
-                    session=session,
-                    options=options,
-                ),
-                u.models,
-            )
+            Named(upstream_of(u, session, options), u.models)
             for u in s.upstreams
         ]
         router = Router(upstreams, s.prices)
@@ -278,6 +269,20 @@ class App:
         if found is None:
             raise NotFound(f"there is no run '{run_id}' (any more)", code="unknown_run")
         return 200, found
+
+
+def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:
+    """The upstream that settings describe."""
+    return build(
+        kind=u.kind,
+        name=u.name,
+        base_url=u.base_url,
+        key=u.key,
+        api_version=u.api_version,
+        model_path=u.model_path,
+        session=session,
+        options=options,
+    )
 
 
 def _only(method: str, *allowed: str) -> None:

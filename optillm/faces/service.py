@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from optillm.core.budget import Limits
 from optillm.core.execute import Job, Outcome, check_worst, execute
-from optillm.core.frozen import freeze
+from optillm.core.frozen import empty, freeze
 from optillm.core.plan import units
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Learned, Route, Run, Sink
@@ -95,7 +95,7 @@ class Service:
     approach: str = "auto"
     model: str = "gpt-4o-mini"
     n: int = 1
-    params: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=empty)
     progress: str = "reasoning"
 
     async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:

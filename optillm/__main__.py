@@ -1,0 +1,7 @@
+"""``python -m optillm``."""
+
+import sys
+
+from optillm.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,124 @@
+"""OptiLLM without a server: one call, one isolated run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from optillm.core.execute import Outcome
+from optillm.core.frozen import to_json
+from optillm.core.registry import Registry
+from optillm.core.run import Run
+from optillm.core.trace import Trace
+from optillm.core.upstream import Upstream
+from optillm.faces.respond import completion
+from optillm.faces.service import Prepared, Service, new_run_id
+from optillm.plugins import builtin_registry
+from optillm.protocol.chat import ChatRequest, parse_request
+from optillm.upstreams.capabilities import Capabilities
+from optillm.upstreams.client import ClientUpstream
+from optillm.upstreams.openai_http import OpenAIUpstream, make_session
+from optillm.upstreams.router import Named, Router
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What :func:`solve` returns.
+
+    Args:
+        text: the first choice's content.
+        texts: all choices' contents.
+        response: the chat completion, as the server would send it.
+        trace: everything the run did.
+    """
+
+    text: str
+    texts: tuple[str, ...]
+    response: Mapping[str, Any]
+    trace: Trace
+
+
+async def solve(
+    messages: str | Iterable[Mapping[str, Any]],
+    *,
+    approach: str = "none",
+    model: str = "gpt-4o-mini",
+    upstream: Any,
+    key: str | None = None,
+    registry: Registry | None = None,
+    observer: Any = None,
+    **fields: Any,
+) -> Solution:
+    """Answer a conversation with a technique.
+
+    Args:
+        messages: a question, or OpenAI chat messages.
+        approach: a slug or a composition: ``mcts``, ``re2&moa``, ``bon|moa``.
+        model: the upstream's model.
+        upstream: a base URL (up to ``/v1``), an ``AsyncOpenAI`` client, or an ``Upstream``.
+        key: API key for a base URL.
+        registry: the approaches; the built-in and installed ones if None.
+        observer: called with each record of the trace, as it is made.
+        fields: parameters of the approach by short or request name (``simulations=4``), and any
+            field of a chat-completion request (``temperature``, ``n``, ``optillm_budget``…).
+
+    Raises:
+        OptiError: a bad argument, or the upstream failed.
+    """
+    approaches = registry or builtin_registry()
+    chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    short = {p.name for item in approaches for p in item.params}
+    params = {k: v for k, v in fields.items() if k in short and k not in ChatRequest.__struct_fields__}
+    body = {
+        "messages": chat,
+        "model": model,
+        "optillm_approach": approach,
+        "optillm": {"params": params},
+        **{k: v for k, v in fields.items() if k not in params},
+    }
+    raw, request = parse_request(to_json(body))
+    async with AsyncExitStack() as stack:
+        router = Router([Named(await _upstream(upstream, key, stack))])
+        service = Service(registry=approaches, models=_Exact(router), learned=Capabilities())
+        prepared = await service.prepare(raw, request)
+        run = service.start(prepared, run_id=new_run_id(), tenant="library")
+        if observer is not None:
+            run.observers.append(observer)
+        return _solution(prepared, run, await service.run(prepared, run))
+
+
+def solve_sync(messages: str | Iterable[Mapping[str, Any]], **arguments: Any) -> Solution:
+    """:func:`solve` for code without an event loop."""
+    return asyncio.run(solve(messages, **arguments))
+
+
+class _Exact:
+    """The model is meant as it is written: no prefix is looked for in it."""
+
+    def __init__(self, router: Router) -> None:
+        self.resolve = router.resolve
+
+    async def lists(self, model: str) -> bool:
+        return True
+
+
+async def _upstream(upstream: Any, key: str | None, stack: AsyncExitStack) -> Upstream:
+    if isinstance(upstream, str):
+        session = make_session()
+        stack.push_async_callback(session.close)
+        return OpenAIUpstream("upstream", upstream, key, session)
+    if hasattr(upstream, "chat"):
+        return ClientUpstream(upstream)
+    found: Upstream = upstream
+    return found
+
+
+def _solution(prepared: Prepared, run: Run, outcome: Outcome) -> Solution:
+    texts = tuple(reply.text for reply in outcome.replies)
+    response = msgspec.json.decode(completion(prepared, run, outcome))
+    return Solution(texts[0], texts, response, run.trace)
