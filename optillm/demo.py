@@ -109,7 +109,9 @@ async def _report(url: str, order: Order, text: str, info: dict[str, Any], secon
     print(f"   tokens   {run['usage']['total_tokens']}   seconds {seconds:.1f}\n   tree")
     for record in run["records"]:
         if record["kind"] == "call":
-            replies = " | ".join(" ".join((r["message"]["content"] or "").split())[:40] for r in record["replies"])
+            replies = " | ".join(
+                " ".join((r["message"]["content"] or "").split())[:40] for r in record["replies"]
+            )
             tag = f" @{record['tag']}" if record["tag"] else ""
             print(f"   {'  ' * record['depth']}{record['stage']}{tag}: {replies}")
     for record in run["records"]:

@@ -31,7 +31,8 @@ log = logging.getLogger("optillm")
 
 def builtin_registry() -> Registry:
     """The package's own approaches and those of installed packages (entry point group
-    ``optillm.approaches``, each naming an ``Approach``)."""
+    ``optillm.approaches``, each naming an ``Approach``).
+    """
     return load_registry()
 
 
@@ -232,7 +233,12 @@ class _Client:
             "created": 0,
             "model": model,
             "choices": [
-                {"index": i, "message": thaw(r.message), "finish_reason": r.finish_reason, "logprobs": thaw(r.logprobs)}
+                {
+                    "index": i,
+                    "message": thaw(r.message),
+                    "finish_reason": r.finish_reason,
+                    "logprobs": thaw(r.logprobs),
+                }
                 for i, r in enumerate(replies)
             ],
             "usage": usage,
@@ -262,5 +268,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, _View):
         return value.model_dump()
     return [_plain(v) for v in value] if isinstance(value, list) else value
-
-

@@ -281,7 +281,9 @@ def parser(registry: Registry) -> argparse.ArgumentParser:
         for param in approach.params:
             names = [f for f in param.flag_names if f not in taken]
             taken.update(names)
-            described = f"{param.rule.help}; {param.accepts} [{param.env_names[0]}; default {param.default!r}]"
+            described = (
+                f"{param.rule.help}; {param.accepts} [{param.env_names[0]}; default {param.default!r}]"
+            )
             group.add_argument(
                 *names,
                 dest=f"param {approach.slug} {param.name}",
@@ -369,7 +371,9 @@ def _upstreams(
     filed: Mapping[str, Any], values: Mapping[str, Any], environ: Mapping[str, str], path: str
 ) -> tuple[UpstreamSettings, ...]:
     """The upstreams of the config file, else the one that flags and variables select."""
-    configured = tuple(_upstream(name, table, environ, path) for name, table in filed.get("upstreams", {}).items())
+    configured = tuple(
+        _upstream(name, table, environ, path) for name, table in filed.get("upstreams", {}).items()
+    )
     if configured and not values.get("base_url"):
         return configured
     base_url = values.get("base_url", "")

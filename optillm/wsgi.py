@@ -25,7 +25,8 @@ def create_app() -> Any:
         raise MissingExtra("wsgi", "the WSGI bridge") from None
     settings = from_environment(builtin_registry())
     registry = load_registry(settings.plugins_dir, allow_override=settings.allow_override)
-    return ASGIMiddleware(App(settings, registry))
+    application: Any = App(settings, registry)
+    return ASGIMiddleware(application)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,8 @@ def techniques_page(registry: Registry) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| [`{a.slug}`](#{a.slug}) | {a.title} | {a.paper} | {_cell(a.calls)} | {_cell(a.depth)} | hands on its {a.produces} |"
+        f"| [`{a.slug}`](#{a.slug}) | {a.title} | {a.paper} | {_cell(a.calls)} | {_cell(a.depth)} "
+        f"| hands on its {a.produces} |"
         for a in registry
     ]
     for a in registry:
@@ -27,7 +28,10 @@ def techniques_page(registry: Registry) -> str:
         if not a.params:
             lines += ["No parameters."]
             continue
-        lines += ["| request field | in a name | default | takes | flag | variable | meaning |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            "| request field | in a name | default | takes | flag | variable | meaning |",
+            "|---|---|---|---|---|---|---|",
+        ]
         lines += [_row(p) for p in a.params]
     return "\n".join(lines) + "\n"
 

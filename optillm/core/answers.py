@@ -6,6 +6,7 @@ All functions are total: they return something for every text.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -23,7 +24,8 @@ _RATIO = re.compile(rf"(?<![\w.])(?P<num>{_NUMBER}){_OF}", re.I)
 _BARE = re.compile(rf"(?<![\w.])(?P<num>{_NUMBER})(?P<percent>)(?P<den>)")
 
 _ANSWER_LINE = re.compile(
-    r"(?:\bfinal\s+answer|\bthe\s+answer|^[^\w\n]{0,8}answer)\b(?:\s+is\b|\W{0,4}?[:=])[ \t]*:?[ \t]*(?P<rest>[^\n]*)",
+    r"(?:\bfinal\s+answer|\bthe\s+answer|^[^\w\n]{0,8}answer)\b"
+    r"(?:\s+is\b|\W{0,4}?[:=])[ \t]*:?[ \t]*(?P<rest>[^\n]*)",
     re.I | re.M,
 )
 _HASHES = re.compile(r"^#### (?P<rest>[^\n]*)", re.M)
@@ -278,7 +280,4 @@ def _boxed(text: str) -> str | None:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(text):
-        pass
-    return found
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)

@@ -45,6 +45,7 @@ class Budget:
             for seconds, name in ((limits.max_seconds, "max_seconds"), (limits.deadline, "deadline"))
             if seconds is not None
         ]
+        self._end: float | None
         self._end, self._end_name = min(ends, default=(None, "deadline"))
 
     @property

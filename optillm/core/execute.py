@@ -179,9 +179,7 @@ class _Execution:
         result: list[Any] = await llm.gather(*runs)
         return result
 
-    async def _unit(
-        self, unit: Unit, task: Task, n: int, choice: int, live: bool, pipeline: int
-    ) -> Branch:
+    async def _unit(self, unit: Unit, task: Task, n: int, choice: int, live: bool, pipeline: int) -> Branch:
         approach = self.job.registry[unit.slug]
         asked = replace(task, options=replace(task.options, n=n))
         llm = LLM(self.run, asked.options, unit=unit.slug, choice=choice, pipeline=pipeline, live=live)

@@ -74,10 +74,7 @@ async def mean_rating(
     """The mean of a candidate's parsed scores, 0 to 10; None when no rating could be read."""
     prompt = rating_prompt(task, candidate, llm.nonce)
     ratings = await llm.gather(
-        *(
-            llm.try_ask(stage, prompt, temperature=temperature, model=model, tag=tag)
-            for _ in range(samples)
-        )
+        *(llm.try_ask(stage, prompt, temperature=temperature, model=model, tag=tag) for _ in range(samples))
     )
     scores = [parse_score(r.text, 0, 10) for r in ratings if r is not None]
     known = [s for s in scores if s is not None]
@@ -85,9 +82,7 @@ async def mean_rating(
 
 
 def _content(message: Message) -> str:
-    pieces = [
-        str(p.get("text", "")) if p.get("type") == "text" else _placeholder(p) for p in message.parts
-    ]
+    pieces = [str(p.get("text", "")) if p.get("type") == "text" else _placeholder(p) for p in message.parts]
     calls = message.raw.get("tool_calls") or ()
     pieces += [f"[tool call] {_call(c)}" for c in calls]
     return "\n".join(pieces)

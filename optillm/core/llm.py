@@ -117,7 +117,7 @@ class LLM:
         offset: int = 0,
         tag: str | None = None,
     ) -> list[Reply]:
-        """k independent samples of one prompt, in index order (1.3).
+        """K independent samples of one prompt, in index order (1.3).
 
         They carry the client's options. ``offset`` shifts the seeds of the fan-out. Samples that
         failed are left out; so the list may be shorter than k, but it is never empty.
@@ -156,7 +156,7 @@ class LLM:
         model: str | None = None,
         view: Callable[[], StreamView] = StreamView,
     ) -> list[Reply]:
-        """k answer-producing samples, each the client's next choice; see :meth:`answer`.
+        """K answer-producing samples, each the client's next choice; see :meth:`answer`.
 
         ``view`` makes what turns a choice's deltas into what the client sees, one per choice.
         """

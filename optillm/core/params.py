@@ -164,9 +164,7 @@ def find(params: tuple[Param, ...], name: str, slug: str) -> Param:
         if name in (param.name, param.request_name):
             return param
     near = near_names(name, [p.name for p in params]) if params else f" '{slug}' takes no parameters."
-    raise InvalidRequest(
-        f"'{slug}' has no parameter '{name}'.{near}", param=name, code="unknown_parameter"
-    )
+    raise InvalidRequest(f"'{slug}' has no parameter '{name}'.{near}", param=name, code="unknown_parameter")
 
 
 _WRONG = object()

@@ -93,9 +93,7 @@ def approach(
     def wrap(function: Callable[[Task, LLM, P], Awaitable[Answer]]) -> Approach:
         hints = get_type_hints(function)
         cls = next(h for h in hints.values() if isinstance(h, type) and issubclass(h, ApproachParams))
-        return Approach(
-            slug, family, title, paper, calls, depth, function, cls, worst, handles_n, rewrite
-        )
+        return Approach(slug, family, title, paper, calls, depth, function, cls, worst, handles_n, rewrite)
 
     return wrap
 

@@ -103,10 +103,7 @@ class App:
             retries=s.retries,
             concurrency=concurrency,
         )
-        upstreams = [
-            Named(upstream_of(u, session, options), u.models)
-            for u in s.upstreams
-        ]
+        upstreams = [Named(upstream_of(u, session, options), u.models) for u in s.upstreams]
         router = Router(upstreams, s.prices)
         self._stack.push_async_callback(router.aclose)
         service = Service(
@@ -166,8 +163,8 @@ class App:
         except Exception:
             # The outermost edge: nothing of the fault is shown, its id is.
             log.exception("request %s failed", request_id)
-            error = OptiError(f"internal error; the server's log tells more under {request_id}")
-            await send_json(send, 500, error.envelope(), {"X-Request-Id": request_id})
+            fault = OptiError(f"internal error; the server's log tells more under {request_id}")
+            await send_json(send, 500, fault.envelope(), {"X-Request-Id": request_id})
 
     async def _dispatch(
         self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive, send: Send, request_id: str
@@ -182,7 +179,7 @@ class App:
             _only(method, "POST")
             if self.draining:
                 raise Overloaded("the server is shutting down")
-            assert self._chat is not None  # noqa: S101
+            assert self._chat is not None
             await self._chat.serve(given, receive, send, request_id=request_id, tenant=tenant, bearer=bearer)
             return
         status, body = await self._get(path, method, scope, tenant)
@@ -216,7 +213,9 @@ class App:
         if token and self.settings.forward_bearer:
             return "default", token
         raise Unauthorized(
-            "this server needs its key as 'Authorization: Bearer …'" if not token else "wrong key for this server"
+            "this server needs its key as 'Authorization: Bearer …'"
+            if not token
+            else "wrong key for this server"
         )
 
     @property

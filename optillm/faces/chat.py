@@ -76,7 +76,9 @@ class Chat:
         try:
             outcome = await self._run(prepared, run, stream, receive)
             if outcome is not None and stream is None:
-                await _send(send, completion(prepared, run, outcome), {**final_headers(prepared, run), **extra})
+                await _send(
+                    send, completion(prepared, run, outcome), {**final_headers(prepared, run), **extra}
+                )
             elif outcome is None:
                 problem = "the client went away"
         except OptiError as error:
@@ -151,9 +153,7 @@ class Chat:
     ) -> None:
         # Every call's prompt repeats about the request; replies are counted by their tokens.
         held = size * (1 + len(run.trace.records)) + 8 * run.budget.usage.completion
-        self.runs.put(
-            run.tenant, run.id, lambda: record(prepared, run, outcome, problem, created), held
-        )
+        self.runs.put(run.tenant, run.id, lambda: record(prepared, run, outcome, problem, created), held)
         if self.conversations is not None:
             self.conversations.put(
                 Entry(

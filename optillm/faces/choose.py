@@ -73,7 +73,11 @@ async def choose(
     Raises:
         InvalidRequest: an unknown approach, a bad composition or an ambiguous model name.
     """
-    named = (("tag", tag, "optillm_approach"), ("body", body, "optillm_approach"), ("server", server, "--approach"))
+    named = (
+        ("tag", tag, "optillm_approach"),
+        ("body", body, "optillm_approach"),
+        ("server", server, "--approach"),
+    )
     for source, spec, where in named:
         if spec is not None and spec.strip() and spec.strip() != "auto":
             plan = parse_spec(spec, registry, where)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
+import signal
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from socket import socket
 from typing import Any
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from optillm.faces.app import App
 from optillm.plugins import load_registry
@@ -79,6 +81,36 @@ def serve(settings: Settings) -> int:
         _run(settings)
         return 0
     config = uvicorn.Config("optillm", host=settings.host, port=settings.port, workers=settings.workers)
-    listening = config.bind_socket()
-    Multiprocess(config, target=partial(_run, settings), sockets=[listening]).run()
+    with config.bind_socket() as listening:
+        return _supervise(settings, listening)
+
+
+def _supervise(settings: Settings, listening: socket) -> int:
+    """Keep the workers running, until a signal says to stop; then let them end in order."""
+    processes = multiprocessing.get_context("spawn")
+    signals = {signal.SIGINT, signal.SIGTERM}
+    # Blocked here and taken by sigtimedwait below; the workers unblock them for themselves.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def start() -> SpawnProcess:
+        worker = processes.Process(target=_worker, args=(settings, listening))
+        worker.start()
+        return worker
+
+    workers = [start() for _ in range(settings.workers)]
+    while signal.sigtimedwait(signals, 1) is None:
+        for i, worker in enumerate(workers):
+            if not worker.is_alive():
+                log.error("worker %s ended with status %s; starting another", worker.pid, worker.exitcode)
+                workers[i] = start()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()
     return 0
+
+
+def _worker(settings: Settings, listening: socket) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    logging.basicConfig(level=logging.INFO if settings.log == "notset" else settings.log.upper())
+    _run(settings, [listening])

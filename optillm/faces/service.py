@@ -233,5 +233,3 @@ class RunStore:
             if len(out) == most:
                 break
         return out
-
-

@@ -210,9 +210,7 @@ def parse_request(body: bytes) -> tuple[dict[str, Any], ChatRequest]:
     if not isinstance(raw, dict):
         raise InvalidRequest("the body must be a JSON object", code="invalid_json")
     if raw.get("messages") is None:
-        raise InvalidRequest(
-            "'messages' is required: a list of at least one message", param="messages"
-        )
+        raise InvalidRequest("'messages' is required: a list of at least one message", param="messages")
     try:
         return raw, msgspec.convert(raw, ChatRequest, strict=True)
     except msgspec.ValidationError as error:

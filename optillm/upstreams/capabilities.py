@@ -9,9 +9,7 @@ from typing import Any
 
 from optillm.core.run import Route
 
-_RENAMES = MappingProxyType(
-    {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-)
+_RENAMES = MappingProxyType({"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"})
 _REFUSAL = re.compile(
     r"support|unrecogni[sz]ed|unknown|permitted|not allowed|extra|instead|only the default", re.I
 )

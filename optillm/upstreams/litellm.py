@@ -22,7 +22,9 @@ class LiteLLMUpstream:
     def __init__(self, name: str, options: HTTPOptions, library: Any = None) -> None:
         if library is None:
             try:
-                import litellm as library
+                import litellm
+
+                library = litellm
             except ImportError:
                 raise MissingExtra("litellm", "an upstream through LiteLLM") from None
         self.name = name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -197,7 +197,7 @@ class LlamaCppUpstream:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _sequence(self, call: Call, index: int) -> AsyncIterator[dict[str, Any]]:
+    async def _sequence(self, call: Call, index: int) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of one choice; when it is closed, the engine stops computing it."""
         await self.start()
         body = {k: thaw(v) for k, v in call.body.items() if k != "n"}
@@ -216,9 +216,7 @@ class LlamaCppUpstream:
 
         async with self._scheduler.turn(call.run_id):
             request = to_json(body).decode()
-            work = loop.run_in_executor(
-                self._pool, self._engine.handle_chat_completions, request, receive
-            )
+            work = loop.run_in_executor(self._pool, self._engine.handle_chat_completions, request, receive)
             work.add_done_callback(lambda _: chunks.put_nowait(None))
             try:
                 while (chunk := await chunks.get()) is not None:
@@ -244,7 +242,7 @@ class LlamaCppUpstream:
                     "code": error.get("type"),
                 }
             }
-            raise UpstreamError(body["error"]["message"], upstream_status=status, body=body)
+            raise UpstreamError(str(body["error"]["message"]), upstream_status=status, body=body)
         chunk.pop("timings", None)
         chunk["model"] = self.name
         for choice in chunk["choices"]:

@@ -99,10 +99,9 @@ class Router:
             await named.upstream.aclose()
 
     async def _refresh(self) -> None:
-        async with self._lock:
-            async with asyncio.TaskGroup() as group:
-                for named in self.upstreams:
-                    group.create_task(self._list(named.upstream))
+        async with self._lock, asyncio.TaskGroup() as group:
+            for named in self.upstreams:
+                group.create_task(self._list(named.upstream))
 
     async def _list(self, upstream: Upstream) -> None:
         listing = self._listings[upstream.name]

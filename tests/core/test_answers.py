@@ -99,9 +99,7 @@ def test_same(a: str, b: str) -> None:
     assert same_answer(b, a)
 
 
-@pytest.mark.parametrize(
-    ("a", "b"), [("-5", "5"), ("18 cm", "18 m"), ("A", "B"), ("1/0", "0"), ("1", "11")]
-)
+@pytest.mark.parametrize(("a", "b"), [("-5", "5"), ("18 cm", "18 m"), ("A", "B"), ("1/0", "0"), ("1", "11")])
 def test_different(a: str, b: str) -> None:
     assert not same_answer(a, b)
 
@@ -121,7 +119,7 @@ def test_think_in_all_its_forms() -> None:
 
 
 def test_fences_with_any_info_string() -> None:
-    text = "```c++\nint x;\n```\nthen run\n~~~python title=\"x\"\nprint(1)\n~~~\n```\nopen"
+    text = '```c++\nint x;\n```\nthen run\n~~~python title="x"\nprint(1)\n~~~\n```\nopen'
     assert fences(text) == [Fence("c++", "int x;"), Fence('python title="x"', "print(1)"), Fence("", "open")]
     assert len(fences(text, truncated=True)) == 2
 

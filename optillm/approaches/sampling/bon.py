@@ -13,9 +13,7 @@ from optillm.core.task import Task
 class Params(ApproachParams):
     """Parameters of ``bon``."""
 
-    n: int = field(
-        3, "candidates to sample", ge=1, le=64, alias="best_of_n", env="OPTILLM_BEST_OF_N"
-    )
+    n: int = field(3, "candidates to sample", ge=1, le=64, alias="best_of_n", env="OPTILLM_BEST_OF_N")
     temperature: float = field(1.0, "of the samples", ge=0, le=2)
     judge_model: str | None = field(None, "model that rates; the same if null")
     judge_samples: int = field(1, "ratings per candidate; their mean counts", ge=1, le=9)

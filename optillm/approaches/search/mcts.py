@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field as attribute
+from dataclasses import dataclass
+from dataclasses import field as attribute
 from typing import Any
 
 from optillm.core.answers import parse_score
@@ -23,9 +24,7 @@ PLEASE_CONTINUE = "Please continue."
 class Params(ApproachParams):
     """Parameters of ``mcts``."""
 
-    simulations: int = field(
-        2, "rollouts", ge=1, le=64, flags=("--simulations",), env="OPTILLM_SIMULATIONS"
-    )
+    simulations: int = field(2, "rollouts", ge=1, le=64, flags=("--simulations",), env="OPTILLM_SIMULATIONS")
     exploration: float = field(
         0.2, "the c of UCT", ge=0, le=10, flags=("--exploration",), env="OPTILLM_EXPLORATION"
     )
@@ -203,9 +202,7 @@ class _Search:
             leaf.terminal = True
             return leaf
         dialogue = (*leaf.messages, user(said))
-        replies = await self.llm.sample(
-            "mcts.sample", dialogue, self.p.actions, temperature=1, tag=tag
-        )
+        replies = await self.llm.sample("mcts.sample", dialogue, self.p.actions, temperature=1, tag=tag)
         usable = [r for r in replies if r.usable]
         if not usable:
             leaf.terminal = True
@@ -219,9 +216,7 @@ class _Search:
             if said is None:
                 break
             asked = (*dialogue, user(said))
-            reply = await self.llm.attempt(
-                self.llm.sample("mcts.reply", asked, 1, temperature=1, tag=tag)
-            )
+            reply = await self.llm.attempt(self.llm.sample("mcts.reply", asked, 1, temperature=1, tag=tag))
             if reply is None or not reply[0].visible:
                 break
             dialogue = (*asked, assistant(reply[0].visible))
@@ -236,9 +231,7 @@ class _Search:
             f"nothing more to say, write {END} and nothing else.",
             self.llm.nonce,
         )
-        reply = await self.llm.try_ask(
-            "mcts.user", prompt, temperature=1, cap="intermediate", tag=tag
-        )
+        reply = await self.llm.try_ask("mcts.user", prompt, temperature=1, cap="intermediate", tag=tag)
         said = reply.visible if reply else ""
         return None if END in said else said or PLEASE_CONTINUE
 
