@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "1.0.0.dev1"
+from optillm.version import __version__
 
 if TYPE_CHECKING:
     from optillm.library import Solution, solve, solve_sync

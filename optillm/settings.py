@@ -21,6 +21,7 @@ from optillm.core.params import Param
 from optillm.core.plan import parse_spec
 from optillm.core.registry import Registry
 from optillm.core.usage import Price
+from optillm.version import __version__
 from optillm.protocol.errors import InvalidRequest
 
 
@@ -252,8 +253,6 @@ def load(argv: Sequence[str], environ: Mapping[str, str], registry: Registry) ->
 
 def parser(registry: Registry) -> argparse.ArgumentParser:
     """The command line of the server: every setting and every parameter of every technique."""
-    from optillm import __version__
-
     out = argparse.ArgumentParser(
         prog="optillm serve",
         description="OpenAI-compatible optimizing inference proxy.",
