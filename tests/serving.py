@@ -73,7 +73,9 @@ class Proxy:
         messages = fields.pop("messages", [{"role": "user", "content": question}])
         return await self.post({"model": model, "messages": messages, **fields})
 
-    async def events(self, model: str = "test-model", question: Any = "What is 2+2?", **fields: Any) -> list[str]:
+    async def events(
+        self, model: str = "test-model", question: Any = "What is 2+2?", **fields: Any
+    ) -> list[str]:
         """The payloads (and comments) of a streamed answer, in order."""
         messages = fields.pop("messages", [{"role": "user", "content": question}])
         body = {"model": model, "messages": messages, "stream": True, **fields}
@@ -91,7 +93,9 @@ async def serving(
     """Serve with these settings, in front of an upstream."""
     url = upstream if isinstance(upstream, str) else upstream.base_url
     settings.setdefault("upstreams", (UpstreamSettings("up", "openai", url, "upstream-key"),))
-    app = App(Settings(**{"stream_progress": "off", "retries": 0, **settings}), registry or builtin_registry())
+    app = App(
+        Settings(**{"stream_progress": "off", "retries": 0, **settings}), registry or builtin_registry()
+    )
     with socket(AF_INET, SOCK_STREAM) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(4096)
