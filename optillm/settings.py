@@ -21,8 +21,8 @@ from optillm.core.params import Param
 from optillm.core.plan import parse_spec
 from optillm.core.registry import Registry
 from optillm.core.usage import Price
-from optillm.version import __version__
 from optillm.protocol.errors import InvalidRequest
+from optillm.version import __version__
 
 
 class SettingsError(ValueError):
