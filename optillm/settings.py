@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import math
 import os
 import tomllib
@@ -23,6 +24,8 @@ from optillm.core.registry import Registry
 from optillm.core.usage import Price
 from optillm.protocol.errors import InvalidRequest
 from optillm.version import __version__
+
+log = logging.getLogger("optillm")
 
 
 class SettingsError(ValueError):
@@ -80,7 +83,6 @@ class Settings:
     batch_mode: bool = False
     batch_size: int = 4
     batch_wait_ms: int = 50
-    cepo_config_file: str = ""
     config: str = ""
     workers: int = 1
     max_body_mb: float = 32.0
@@ -187,7 +189,6 @@ OPTIONS = (
     Option("batch_mode", "old batching switch: limits calls in flight to the batch size"),
     Option("batch_size", "calls in flight at once in batch mode", ge=1, le=4096),
     Option("batch_wait_ms", "accepted for compatibility; nothing waits", ge=0),
-    Option("cepo_config_file", "accepted for compatibility"),
     Option("config", "TOML file: upstreams, routes, keys, limits, defaults per technique"),
     Option("workers", "server processes", ge=1, le=256),
     Option("max_body_mb", "largest request body in MiB", ge=0.001, le=4096),
@@ -212,6 +213,10 @@ OPTIONS = (
 )
 
 
+LEGACY = ("rstar-max-depth", "rstar-num-rollouts", "rstar-c")
+"""Flags of techniques that are not there yet; accepted, with a warning."""
+
+
 def load(argv: Sequence[str], environ: Mapping[str, str], registry: Registry) -> Settings:
     """Settings from flags, environment and the config file they name.
 
@@ -219,7 +224,11 @@ def load(argv: Sequence[str], environ: Mapping[str, str], registry: Registry) ->
         SettingsError: a bad value; one sentence naming it and what is allowed.
         SystemExit: --help or an unknown flag.
     """
-    flags = vars(parser(registry).parse_args(argv))
+    command_line = parser(registry)
+    namespace, unknown = command_line.parse_known_args(argv)
+    if left := _without_legacy(unknown):
+        command_line.error(f"unknown arguments: {' '.join(left)}")
+    flags = vars(namespace)
     values: dict[str, Any] = {}
     path = flags.get("config") or environ.get("OPTILLM_CONFIG") or ""
     filed = _read_config(path) if path else {}
@@ -270,7 +279,9 @@ def parser(registry: Registry) -> argparse.ArgumentParser:
                 *option.flag_names, dest=option.name, nargs="?", const="true", metavar="BOOL", help=shown
             )
             negated = "--no-" + option.name.replace("_", "-")
-            out.add_argument(negated, dest=option.name, action="store_const", const="false", help="")
+            out.add_argument(
+                negated, dest=option.name, action="store_const", const="false", help=argparse.SUPPRESS
+            )
         else:
             metavar = "{" + ",".join(option.choices) + "}" if option.choices else "VALUE"
             out.add_argument(*option.flag_names, dest=option.name, metavar=metavar, help=shown)
@@ -297,6 +308,45 @@ def parser(registry: Registry) -> argparse.ArgumentParser:
 def sha256(key: str) -> str:
     """The hex SHA-256 under which a key is kept."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def plugins_of(argv: Sequence[str]) -> tuple[str, bool]:
+    """The plugin folder and whether plugins may override, before anything else is read.
+
+    Plugins declare parameters, and those are flags: so they are loaded before flags are parsed.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    names = {o.name: o for o in OPTIONS}
+    for name in ("plugins_dir", "allow_override"):
+        nargs = "?" if name == "allow_override" else None
+        early.add_argument(*names[name].flag_names, dest=name, nargs=nargs, const="true" if nargs else None)
+    flags = vars(early.parse_known_args(list(argv))[0])
+    path = flags["config"] or os.environ.get("OPTILLM_CONFIG") or ""
+    filed = _read_config(path) if path else {}
+    found = {
+        name: flags[name] or os.environ.get(names[name].env_name) or filed.get(name) or ""
+        for name in ("plugins_dir", "allow_override")
+    }
+    override = names["allow_override"].parse(found["allow_override"] or False, "--allow-override")
+    return str(found["plugins_dir"]), bool(override)
+
+
+def _without_legacy(arguments: Sequence[str]) -> list[str]:
+    """The arguments that were never known; old ones are dropped with a warning."""
+    left: list[str] = []
+    skip = False
+    for i, argument in enumerate(arguments):
+        name = argument.partition("=")[0].lstrip("-").replace("_", "-")
+        if skip:
+            skip = False
+        elif argument.startswith("--") and (name in LEGACY or name.startswith("cepo-")):
+            log.warning("%s belongs to a technique that this version does not have; ignored", argument)
+            following = arguments[i + 1 : i + 2]
+            skip = "=" not in argument and bool(following) and not following[0].startswith("--")
+        else:
+            left.append(argument)
+    return left
 
 
 def _parse(value: Any, kind: type) -> Any:

@@ -6,14 +6,13 @@ import argparse
 import asyncio
 import logging
 import sys
-import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
 from optillm.core.trace import CallRecord
 from optillm.plugins import builtin_registry, load_registry
 from optillm.protocol.errors import OptiError
-from optillm.settings import Settings, SettingsError, from_command_line
+from optillm.settings import Settings, SettingsError, from_command_line, plugins_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    settings = from_command_line(argv, _registry_for(argv))
+    folder, override = plugins_of(argv)
+    settings = from_command_line(argv, load_registry(folder, allow_override=override))
     level = "debug" if settings.log == "notset" else settings.log
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     log = logging.getLogger("optillm")
@@ -42,20 +42,10 @@ def _serve(argv: Sequence[str]) -> int:
     if not settings.ssl_verify:
         log.warning("CERTIFICATES OF UPSTREAMS ARE NOT VERIFIED (--no-ssl-verify)")
     if settings.launch_gui:
-        webbrowser.open(f"http://{settings.host}:{settings.port}/v1/approaches")
+        log.warning("--launch-gui: this version has no web page yet; see /v1/approaches and /v1/runs")
     from optillm.faces.serve import serve
 
     return serve(settings)
-
-
-def _registry_for(argv: Sequence[str]) -> Any:
-    """The registry with the plugins that the flags name: their parameters are flags, too."""
-    first = from_command_line((), builtin_registry()) if not argv else None
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--plugins-dir", "--plugins_dir", default=first.plugins_dir if first else "")
-    early.add_argument("--allow-override", "--allow_override", action="store_true")
-    found, _ = early.parse_known_args(list(argv))
-    return load_registry(found.plugins_dir, allow_override=found.allow_override)
 
 
 def _approaches(argv: Sequence[str]) -> int:

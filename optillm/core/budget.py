@@ -46,7 +46,7 @@ class Budget:
             if seconds is not None
         ]
         self._end: float | None
-        self._end, self._end_name = min(ends, default=(None, "deadline"))
+        self._end, self.end_name = min(ends, default=(None, "deadline"))
 
     @property
     def end(self) -> float | None:
@@ -75,7 +75,7 @@ class Budget:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            self.ended = self.ended or self._end_name
+            self.ended = self.ended or self.end_name
             raise BudgetExceeded(self.ended) from None
 
     def spend(self, usage: Usage) -> None:

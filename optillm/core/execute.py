@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -184,7 +185,7 @@ class _Execution:
         asked = replace(task, options=replace(task.options, n=n))
         llm = LLM(self.run, asked.options, unit=unit.slug, choice=choice, pipeline=pipeline, live=live)
         try:
-            answer = await approach.run(asked, llm, self.job.params_of(unit))
+            answer = await self._until_the_end(approach.run(asked, llm, self.job.params_of(unit)))
             if not answer.replies:
                 raise UpstreamEmpty(f"'{unit.slug}' found no usable answer")
             return str(unit), answer
@@ -194,6 +195,18 @@ class _Execution:
             return str(unit), error
         except OptiError as error:
             return str(unit), error
+
+    async def _until_the_end(self, work: Awaitable[Answer]) -> Answer:
+        """The budget ends calls; work that goes on without any is ended a moment later."""
+        budget = self.run.budget
+        end = None if budget.end is None else budget.end + 0.25
+        try:
+            async with asyncio.timeout_at(end) as backstop:
+                return await work
+        except TimeoutError:
+            if not backstop.expired():
+                raise
+            raise BudgetExceeded(budget.ended or budget.end_name) from None
 
     async def _chain(self, chain: Chain, task: Task, choice: int, live: bool, pipeline: int) -> Branch:
         best: Answer | None = None

@@ -188,6 +188,11 @@ class LLM:
                 tasks = [group.create_task(one(i, call)) for i, call in enumerate(calls)]
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
+        finally:
+            for call in calls:
+                # A call that was cancelled before it began has to be closed by hand.
+                if asyncio.iscoroutine(call):
+                    call.close()
         DEPTH.set(max(depths, default=start))
         return [task.result() for task in tasks]
 

@@ -18,10 +18,11 @@ from optillm.core.registry import Registry
 from optillm.core.run import Caps, Run
 from optillm.core.upstream import Upstream
 from optillm.faces.chat import Chat
-from optillm.faces.service import RunStore, Service, new_run_id
+from optillm.faces.service import Service, new_run_id
 from optillm.observe.conversations import ConversationLog
 from optillm.protocol.errors import MethodNotAllowed, NotFound, OptiError, Overloaded, Unauthorized
 from optillm.settings import Settings, UpstreamSettings, sha256
+from optillm.store.runs import RunStore, open_store
 from optillm.upstreams.capabilities import Capabilities
 from optillm.upstreams.openai_http import HTTPOptions, make_session
 from optillm.upstreams.router import Named, Router, build, tls_context
@@ -47,7 +48,7 @@ class App:
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self.settings = settings
         self.registry = registry
-        self.runs = RunStore()
+        self.runs: RunStore = open_store(settings.store)
         self.active: set[Run] = set()
         self.draining = False
         self._stack = AsyncExitStack()
@@ -93,6 +94,7 @@ class App:
 
     async def _start(self) -> None:
         s = self.settings
+        self._stack.push_async_callback(self.runs.aclose)
         session = make_session(tls_context(s.ssl_verify, s.ssl_cert_path))
         self._stack.push_async_callback(session.close)
         concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
@@ -261,10 +263,10 @@ class App:
         return 200, self.registry[slug].describe()
 
     async def _runs(self, tenant: str, scope: Scope) -> tuple[int, Any]:
-        return 200, {"object": "list", "data": self.runs.last(tenant)}
+        return 200, {"object": "list", "data": await self.runs.last(tenant)}
 
     async def _run(self, run_id: str, tenant: str) -> tuple[int, Any]:
-        found = self.runs.get(tenant, run_id)
+        found = await self.runs.get(tenant, run_id)
         if found is None:
             raise NotFound(f"there is no run '{run_id}' (any more)", code="unknown_run")
         return 200, found

@@ -10,11 +10,12 @@ from typing import Any
 from optillm.core.execute import Outcome
 from optillm.core.run import Run
 from optillm.faces.respond import about, completion, final_headers, record
-from optillm.faces.service import Prepared, RunStore, Service, new_run_id
+from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.faces.stream import EventStream
 from optillm.observe.conversations import ConversationLog, Entry
 from optillm.protocol.chat import parse_request
 from optillm.protocol.errors import BodyTimeout, BodyTooLarge, OptiError
+from optillm.store.runs import RunStore
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import multiprocessing
 import signal
+from dataclasses import replace
 from functools import partial
 from multiprocessing.context import SpawnProcess
 from socket import socket
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import uvicorn
@@ -81,8 +83,10 @@ def serve(settings: Settings) -> int:
         _run(settings)
         return 0
     config = uvicorn.Config("optillm", host=settings.host, port=settings.port, workers=settings.workers)
-    with config.bind_socket() as listening:
-        return _supervise(settings, listening)
+    with config.bind_socket() as listening, TemporaryDirectory(prefix="optillm-") as folder:
+        # Any worker must be able to show a run, whichever made it.
+        shared = settings if settings.store else replace(settings, store=f"sqlite:///{folder}/runs.db")
+        return _supervise(shared, listening)
 
 
 def _supervise(settings: Settings, listening: socket) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -196,40 +195,3 @@ def new_run_id() -> str:
 
 def _sigma(n_mode: str) -> Callable[[int], int]:
     return (lambda k: 1) if n_mode == "native" else (lambda k: k)
-
-
-class RunStore:
-    """The last runs of each tenant, in memory, bounded by number and by size.
-
-    Args:
-        most: runs kept.
-        most_bytes: a rough limit on the text they hold.
-    """
-
-    def __init__(self, most: int = 1000, most_bytes: int = 64 << 20) -> None:
-        self._most, self._most_bytes = most, most_bytes
-        self._runs: OrderedDict[tuple[str, str], tuple[Callable[[], dict[str, Any]], int]] = OrderedDict()
-        self._bytes = 0
-
-    def put(self, tenant: str, run_id: str, render: Callable[[], dict[str, Any]], size: int) -> None:
-        """Keep a run; it is rendered when somebody asks for it. The oldest make room."""
-        self._runs[tenant, run_id] = (render, size)
-        self._bytes += size
-        while len(self._runs) > self._most or (self._bytes > self._most_bytes and len(self._runs) > 1):
-            _, (_, old) = self._runs.popitem(last=False)
-            self._bytes -= old
-
-    def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
-        """A tenant's run, or None."""
-        found = self._runs.get((tenant, run_id))
-        return found[0]() if found else None
-
-    def last(self, tenant: str, most: int = 100) -> list[dict[str, Any]]:
-        """A tenant's latest runs, newest first, without their records."""
-        out: list[dict[str, Any]] = []
-        for (owner, _), (render, _) in reversed(self._runs.items()):
-            if owner == tenant:
-                out.append({k: v for k, v in render().items() if k != "records"})
-            if len(out) == most:
-                break
-        return out

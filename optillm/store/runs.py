@@ -1,0 +1,138 @@
+"""Where runs are kept for looking at: in memory, or in a file that several workers share."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+Render = Callable[[], dict[str, Any]]
+MOST = 1000
+"""Runs kept, of all tenants together."""
+
+
+class RunStore(Protocol):
+    """The last runs of each tenant; bounded."""
+
+    def put(self, tenant: str, run_id: str, render: Render, size: int) -> None:
+        """Keep a run. ``render`` makes its JSON object; ``size`` is a guess at its bytes."""
+        ...
+
+    async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
+        """A tenant's run, or None."""
+        ...
+
+    async def last(self, tenant: str, most: int = 100) -> list[dict[str, Any]]:
+        """A tenant's latest runs, newest first, without their records."""
+        ...
+
+    async def aclose(self) -> None:
+        """Write what waits, and close."""
+        ...
+
+
+def open_store(url: str) -> RunStore:
+    """The store of a URL: empty for memory, or ``sqlite:///PATH``.
+
+    Raises:
+        ValueError: another kind of URL.
+    """
+    if not url:
+        return MemoryRuns()
+    if not url.startswith("sqlite:///"):
+        raise ValueError(f"--store must be empty or sqlite:///PATH, not {url!r}")
+    return SQLiteRuns(Path(url.removeprefix("sqlite:///")).expanduser())
+
+
+class MemoryRuns:
+    """Runs of this process, rendered when somebody asks.
+
+    Args:
+        most: runs kept.
+        most_bytes: a rough limit on the text they hold.
+    """
+
+    def __init__(self, most: int = MOST, most_bytes: int = 64 << 20) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._runs: OrderedDict[tuple[str, str], tuple[Render, int]] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, tenant: str, run_id: str, render: Render, size: int) -> None:
+        """See :class:`RunStore`; the oldest make room."""
+        self._runs[tenant, run_id] = (render, size)
+        self._bytes += size
+        while len(self._runs) > self._most or (self._bytes > self._most_bytes and len(self._runs) > 1):
+            _, (_, old) = self._runs.popitem(last=False)
+            self._bytes -= old
+
+    async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
+        """See :class:`RunStore`."""
+        found = self._runs.get((tenant, run_id))
+        return found[0]() if found else None
+
+    async def last(self, tenant: str, most: int = 100) -> list[dict[str, Any]]:
+        """See :class:`RunStore`."""
+        mine = [render for (owner, _), (render, _) in reversed(self._runs.items()) if owner == tenant]
+        return [_summary(render()) for render in mine[:most]]
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class SQLiteRuns:
+    """Runs in a SQLite file. One thread reads and writes; requests do not wait for it."""
+
+    def __init__(self, path: Path, most: int = MOST) -> None:
+        self._most = most
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="runs")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS runs (number INTEGER PRIMARY KEY, tenant TEXT NOT NULL,"
+            " id TEXT NOT NULL, run BLOB NOT NULL, UNIQUE (tenant, id))"
+        )
+
+    def put(self, tenant: str, run_id: str, render: Render, size: int) -> None:
+        """See :class:`RunStore`."""
+        self._thread.submit(self._insert, tenant, run_id, render)
+
+    async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
+        """See :class:`RunStore`."""
+        rows = await self._read("SELECT run FROM runs WHERE tenant = ? AND id = ?", (tenant, run_id))
+        return rows[0] if rows else None
+
+    async def last(self, tenant: str, most: int = 100) -> list[dict[str, Any]]:
+        """See :class:`RunStore`."""
+        query = "SELECT run FROM runs WHERE tenant = ? ORDER BY number DESC LIMIT ?"
+        return [_summary(run) for run in await self._read(query, (tenant, most))]
+
+    async def aclose(self) -> None:
+        """See :class:`RunStore`."""
+        await asyncio.to_thread(self._thread.shutdown)
+        self._db.close()
+
+    def _insert(self, tenant: str, run_id: str, render: Render) -> None:
+        run = msgspec.json.encode(render())
+        query = "INSERT OR REPLACE INTO runs (tenant, id, run) VALUES (?, ?, ?)"
+        number = self._db.execute(query, (tenant, run_id, run)).lastrowid or 0
+        if number % 100 == 0:
+            self._db.execute("DELETE FROM runs WHERE number <= ?", (number - self._most,))
+
+    async def _read(self, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+        def read() -> list[bytes]:
+            return [row[0] for row in self._db.execute(query, tuple(values))]
+
+        rows = await asyncio.get_running_loop().run_in_executor(self._thread, read)
+        return [msgspec.json.decode(row) for row in rows]
+
+
+def _summary(run: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in run.items() if k not in ("records", "choices")}
