@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 from dataclasses import replace
 from functools import partial
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkProcess
 from socket import socket
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,12 +91,13 @@ def serve(settings: Settings) -> int:
 
 def _supervise(settings: Settings, listening: socket) -> int:
     """Keep the workers running, until a signal says to stop; then let them end in order."""
-    processes = multiprocessing.get_context("spawn")
+    # Forked before any loop or thread exists; settings and loaded code are shared, not copied.
+    processes = multiprocessing.get_context("fork")
     signals = {signal.SIGINT, signal.SIGTERM}
     # Blocked here and taken by sigtimedwait below; the workers unblock them for themselves.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
-    def start() -> SpawnProcess:
+    def start() -> ForkProcess:
         worker = processes.Process(target=_worker, args=(settings, listening))
         worker.start()
         return worker

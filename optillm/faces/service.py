@@ -88,7 +88,7 @@ class Service:
     registry: Registry
     models: Models
     learned: Learned
-    caps: Caps = Caps()
+    caps: Caps = field(default_factory=Caps)
     deadline: float | None = None
     max_calls: int = 256
     approach: str = "auto"

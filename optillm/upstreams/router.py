@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Named:
 @dataclass
 class _Listing:
     models: tuple[Mapping[str, Any], ...] = ()
-    at: float = float("-inf")
+    at: float = -math.inf
     error: str | None = "not asked yet"
 
 

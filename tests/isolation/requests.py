@@ -1,0 +1,116 @@
+"""Random requests, each with a marker, and an upstream whose every word depends on what it was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from tests.fakes import Reply, Said, Seen
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+VOLATILE = frozenset({"run_id", "seconds", "id", "created", "started", "ended", "at"})
+
+
+def random_request(number: int, rng: random.Random) -> dict[str, Any]:
+    """A request of a random technique with random parameters; its question carries ``marker-N-``."""
+    text = f"marker-{number}- What is {rng.randint(1, 99)} plus {rng.randint(1, 99)}?"
+    content: Any = [{"type": "text", "text": text}, IMAGE] if rng.random() < 0.2 else text
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if rng.random() < 0.5:
+        messages.insert(0, {"role": "system", "content": f"Be brief, number {number}."})
+    body: dict[str, Any] = {
+        "messages": messages,
+        "model": f"model-{rng.randint(1, 3)}",
+        "seed": rng.randint(0, 10**6),
+        "top_p": rng.choice([0.5, 0.9, 1.0]),
+    }
+    if rng.random() < 0.5:
+        body["temperature"] = rng.choice([0.1, 0.7, 1.3])
+    if rng.random() < 0.5:
+        body[rng.choice(["max_tokens", "max_completion_tokens"])] = rng.randint(10, 500)
+    if rng.random() < 0.3:
+        body["tools"] = [TOOL]
+    if rng.random() < 0.3:
+        body["n"] = rng.randint(1, 3)
+    if rng.random() < 0.2:
+        body["stop"] = ["END"]
+    body.update(_technique(rng))
+    if "optillm_budget" in body:
+        # Which of several pipelines gets the last call of a budget is a matter of time.
+        body.pop("n", None)
+    return body
+
+
+def _technique(rng: random.Random) -> dict[str, Any]:
+    budget = {"optillm_budget": {"max_calls": rng.randint(1, 6)}} if rng.random() < 0.3 else {}
+    options: list[dict[str, Any]] = [
+        {"optillm_approach": "none"},
+        {"optillm_approach": "re2", "re2_times": rng.randint(2, 3)},
+        {"optillm_approach": "cot_reflection", "cot_expose_reasoning": rng.random() < 0.5},
+        {"optillm_approach": "bon", "best_of_n": rng.randint(2, 6), **budget},
+        {"optillm_approach": "moa", "moa_proposers": rng.randint(2, 4), "moa_layers": rng.randint(1, 2), **budget},
+        {"optillm_approach": "self_consistency", "sc_samples": rng.randint(2, 7), **budget},
+        {
+            "optillm_approach": "mcts",
+            "mcts_simulations": rng.randint(1, 5),
+            "mcts_depth": rng.randint(0, 2),
+            "mcts_exploration": rng.choice([0.1, 1.0, 2.5]),
+        },
+        {
+            "optillm_approach": "mcts",
+            "mcts_simulations": rng.randint(1, 4),
+            "mcts_parallel": 1,
+            **budget,
+        },
+        {"optillm_approach": f"re2&bon(best_of_n={rng.randint(2, 3)})"},
+        {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
+        {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
+    ]
+    return rng.choice(options)
+
+
+def echo_script(call: Seen) -> Said:
+    """Replies that are a function of the whole call: a leak from another request changes them."""
+    body = {k: v for k, v in call.body.items() if k not in ("stream", "stream_options")}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    if call.stage == "rate":
+        return f"Score: {int(digest[:4], 16) % 101 / 10}"
+    if call.stage == "eval":
+        return f"Score: {int(digest[:4], 16) % 101 / 100}"
+    if call.stage != "sample":
+        return f"said {digest[:12]}"
+    return [_sample(digest, i) for i in range(call.n)]
+
+
+def _sample(digest: str, i: int) -> Reply:
+    value = int(digest[i : i + 2], 16) % 4
+    text = f"<thinking>{digest[:6]}</thinking><output>{digest[:8]} {i}\nThe answer is {value}</output>"
+    return Reply(text, usage={"completion_tokens": int(digest[:3], 16)})
+
+
+def by_marker(calls: Sequence[Seen]) -> dict[int, list[Seen]]:
+    """The calls of each request, told by the marker they carry."""
+    out: dict[int, list[Seen]] = {}
+    for call in calls:
+        out.setdefault(int(call.text.partition("marker-")[2].partition("-")[0]), []).append(call)
+    return out
+
+
+def bodies(calls: Sequence[Seen]) -> list[str]:
+    """What was asked, as sorted text: concurrent calls arrive in any order."""
+    return sorted(json.dumps(c.body, sort_keys=True) for c in calls)
+
+
+def stable(value: Any) -> Any:
+    """A JSON value without ids and times, and with the records of concurrent calls in one order."""
+    if isinstance(value, dict):
+        out = {k: stable(v) for k, v in value.items() if k not in VOLATILE}
+        if "records" in out:
+            # Calls of one wave begin together; which one is written down first says nothing.
+            out["records"] = sorted(json.dumps(r, sort_keys=True) for r in out["records"])
+        return out
+    return [stable(v) for v in value] if isinstance(value, list) else value
