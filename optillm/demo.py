@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from socket import AF_INET, SOCK_STREAM, socket
+from socket import AF_INET, IPPROTO_TCP, SOCK_STREAM, socket
 from typing import Any
 
 import aiohttp
@@ -56,7 +56,7 @@ async def _demo() -> int:
         intermediate_max_tokens=48,
     )
     app = App(settings, builtin_registry())
-    with socket(AF_INET, SOCK_STREAM) as listening:
+    with socket(AF_INET, SOCK_STREAM, IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", interface="asgi3"))

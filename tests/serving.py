@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from socket import AF_INET, SOCK_STREAM, socket
+from socket import AF_INET, IPPROTO_TCP, SOCK_STREAM, socket
 from typing import Any
 
 import aiohttp
@@ -96,7 +96,8 @@ async def serving(
     app = App(
         Settings(**{"stream_progress": "off", "retries": 0, **settings}), registry or builtin_registry()
     )
-    with socket(AF_INET, SOCK_STREAM) as listening:
+    # Named as TCP, so that asyncio turns Nagle's algorithm off.
+    with socket(AF_INET, SOCK_STREAM, IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(4096)
         config = uvicorn.Config(

@@ -238,9 +238,10 @@ class LLM:
         assembler = Assembler(None, 0, StreamView)
         try:
             async for payload in route.upstream.stream(call):
+                before = assembler.finished
                 await assembler.feed(payload)
-                done = assembler.finished >= self.options.n
-                await sink.raw(payload, done)
+                # Usage may follow the event that ends the last choice.
+                await sink.raw(payload, before < self.options.n <= assembler.finished)
         finally:
             replies = tuple(assembler.replies())
             shown = "".join(r.reasoning for r in replies)
