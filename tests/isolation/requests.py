@@ -52,7 +52,12 @@ def _technique(rng: random.Random) -> dict[str, Any]:
         {"optillm_approach": "re2", "re2_times": rng.randint(2, 3)},
         {"optillm_approach": "cot_reflection", "cot_expose_reasoning": rng.random() < 0.5},
         {"optillm_approach": "bon", "best_of_n": rng.randint(2, 6), **budget},
-        {"optillm_approach": "moa", "moa_proposers": rng.randint(2, 4), "moa_layers": rng.randint(1, 2), **budget},
+        {
+            "optillm_approach": "moa",
+            "moa_proposers": rng.randint(2, 4),
+            "moa_layers": rng.randint(1, 2),
+            **budget,
+        },
         {"optillm_approach": "self_consistency", "sc_samples": rng.randint(2, 7), **budget},
         {
             "optillm_approach": "mcts",

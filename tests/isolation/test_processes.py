@@ -31,7 +31,7 @@ def free_port() -> int:
 @asynccontextmanager
 async def process(command: Sequence[str], port: int, env: Mapping[str, str]) -> AsyncIterator[str]:
     """A server process that answers /health; ended by SIGTERM."""
-    running = subprocess.Popen(
+    running = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-m", *command], env={**os.environ, **env}, start_new_session=True
     )
     url = f"http://127.0.0.1:{port}"
