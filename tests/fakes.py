@@ -29,6 +29,8 @@ class Reply:
     usage: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     pieces: tuple[str, ...] | None = None
+    hangs: bool = False
+    """Stop streaming after the text, and never end."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -318,6 +320,8 @@ async def _stream(
             if fault.kind == "cut_stream" and request.transport is not None:
                 request.transport.abort()
             return response
+        if replies[0].hangs and event["choices"][0]["finish_reason"]:
+            await asyncio.Event().wait()
         await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
     await response.write(b"data: [DONE]\n\n")
     return response

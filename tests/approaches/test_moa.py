@@ -26,7 +26,7 @@ def agents(
         if is_final(call):
             return final
         if call.n == 1:
-            return proposals[call.body.get("seed", 0) % len(proposals)]
+            return proposals[int(call.body.get("seed", 0)) % len(proposals)]
         return list(proposals)
 
     return ScriptedUpstream(script)
