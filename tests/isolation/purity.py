@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 # Calls whose results cannot change, or are not state.
 HARMLESS = frozenset(
@@ -12,103 +12,206 @@ HARMLESS = frozenset(
         "NewType", "ContextVar", "Path", "msgspec.json.Decoder", "msgspec.json.Encoder",
         "logging.getLogger", "field", "dataclass_field", "attribute", "Option", "Order", "Unit", "object",
         "aiohttp.ClientTimeout", "approach", "dataclass", "dataclass_transform", "Meta", "range",
-        "property", "cached_property", "staticmethod", "classmethod",
+        "property", "cached_property", "staticmethod", "classmethod", "namedtuple",
     }
 )  # fmt: skip
-MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)
-CACHES = frozenset({"lru_cache", "cache", "functools.lru_cache", "functools.cache"})
-ENVIRONMENT = frozenset({"os.environ", "os.getenv", "os.putenv", "os.environb"})
-HIDDEN = frozenset(
+# Of these, what is given may be a display: they copy it, or make it read-only.
+FREEZING = frozenset({"frozenset", "tuple", "MappingProxyType", "types.MappingProxyType", "namedtuple"})
+DISPLAYS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+STRUCTS = frozenset({"Struct", "msgspec.Struct"})
+CACHES = frozenset({"functools.lru_cache", "functools.cache"})
+ENVIRONMENT = frozenset({"os.environ", "os.getenv", "os.putenv", "os.unsetenv", "os.environb", "os.getenvb"})
+CLOCKS = frozenset(
     {
-        "time.time", "time.monotonic", "time.perf_counter", "time.sleep", "datetime.now", "datetime.utcnow",
-        "datetime.datetime.now", "random.random", "random.choice", "random.shuffle", "random.randint",
-        "random.uniform", "random.seed", "random.sample", "secrets.token_hex", "uuid.uuid4", "os.urandom",
+        "time.time", "time.time_ns", "time.monotonic", "time.monotonic_ns", "time.perf_counter",
+        "time.perf_counter_ns", "time.process_time", "time.localtime", "time.gmtime", "time.sleep",
+        "datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today",
+        "datetime.date.today",
     }
 )  # fmt: skip
+SYSTEM_RANDOM = frozenset({"random.SystemRandom", "os.urandom", "os.getrandom"})
+RANDOM_MODULES = ("random.", "secrets.", "uuid.uuid")
 
 
-def problems(source: str, *, settings: bool = False, pure: bool = False) -> list[str]:
+def problems(
+    source: str, *, settings: bool = False, pure: bool = False, draws_seeds: bool = False
+) -> list[str]:
     """What is wrong in a module, one line each.
 
     Args:
         source: Python text.
         settings: the module may read the environment.
         pure: the module must not read clocks or random numbers of its own.
+        draws_seeds: though pure, it may ask the system for the seed of a run.
     """
     tree = ast.parse(source)
-    found = [*_state(tree.body, "module"), *_everywhere(tree)]
-    names = [(n, _name(n)) for n in ast.walk(tree) if isinstance(n, ast.Attribute | ast.Name)]
-    if not settings:
-        found += [f"{n.lineno}: reads the environment" for n, name in names if name in ENVIRONMENT]
-        imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "os"]
-        found += [
-            f"{n.lineno}: reads the environment"
-            for n in imports
-            if any(a.name in ("environ", "getenv") for a in n.names)
-        ]
-    if pure:
-        found += [f"{n.lineno}: hidden time or randomness: {name}" for n, name in names if name in HIDDEN]
-    return found
+    return [*_Checker(tree, settings, pure, draws_seeds).problems()]
 
 
-def _state(body: list[ast.stmt], where: str) -> Iterator[str]:
-    """Mutable values bound at module or class level."""
-    for statement in body:
-        if isinstance(statement, ast.ClassDef):
-            yield from _state(statement.body, f"class {statement.name}")
-        elif isinstance(statement, ast.If | ast.Try | ast.With | ast.For | ast.While):
-            yield from _state(statement.body, where)
-            yield from _state(getattr(statement, "orelse", []), where)
-        elif isinstance(statement, ast.AugAssign):
-            yield f"{statement.lineno}: {where} changes a name after it was bound"
-        elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            if any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
-                continue
-            if any(isinstance(t, ast.Attribute | ast.Subscript) for t in targets):
-                yield f"{statement.lineno}: {where} writes into something else"
-            # An empty default of a msgspec.Struct is copied for each instance.
-            empty = isinstance(statement.value, ast.Dict | ast.List) and not _inside(statement.value)
-            if not (where.startswith("class") and isinstance(statement, ast.AnnAssign) and empty):
-                yield from _mutable(statement.value, where)
+class _Checker:
+    def __init__(self, tree: ast.Module, settings: bool, pure: bool, draws_seeds: bool) -> None:
+        self.tree, self.settings, self.pure, self.draws_seeds = tree, settings, pure, draws_seeds
+        self.imported = _imported(tree)
+        self.shared = {n.name for n in tree.body if isinstance(n, _DEFINITIONS)} | set(self.imported)
+        self.structs = _structs(tree)
+
+    def problems(self) -> Iterator[str]:
+        yield from self._block(self.tree.body, "module", False)
+        for node in ast.walk(self.tree):
+            yield from (f"{getattr(node, 'lineno', 1)}: {what}" for what in self._anywhere(node))
+
+    # -- what is bound at module and class level ---------------------------------------------
+
+    def _block(self, body: Iterable[ast.AST], where: str, struct: bool) -> Iterator[str]:
+        for statement in body:
+            if isinstance(statement, ast.ClassDef):
+                inside = f"class {statement.name}"
+                yield from self._block(statement.body, inside, statement.name in self.structs)
+            elif isinstance(statement, ast.AugAssign):
+                yield f"{statement.lineno}: {where} changes a name after it was bound"
+            elif isinstance(statement, ast.Assign | ast.AnnAssign):
+                yield from self._binding(statement, where, struct)
+            elif not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+                for block in BLOCKS:
+                    yield from self._block(getattr(statement, block, ()), where, struct)
+                for node in ast.walk(statement):
+                    if isinstance(node, ast.NamedExpr):
+                        yield from _mutable(node.value, where)
+
+    def _binding(self, statement: ast.Assign | ast.AnnAssign, where: str, struct: bool) -> Iterator[str]:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        names = [t.id for t in targets if isinstance(t, ast.Name)]
+        if statement.value is None or names == ["__all__"]:
+            return
+        if any(isinstance(t, ast.Attribute | ast.Subscript) for t in targets):
+            yield f"{statement.lineno}: {where} writes into something else"
+        # An empty default of a msgspec.Struct is copied for each instance.
+        if not (struct and isinstance(statement, ast.AnnAssign) and _empty(statement.value)):
+            yield from _mutable(statement.value, where)
+
+    # -- what is wrong wherever it stands ----------------------------------------------------
+
+    def _anywhere(self, node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Global):
+            yield "global statement"
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            defaults = [*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)]
+            yield from ("mutable default" for d in defaults if any(_mutable(d, "default")))
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
+            yield from self._read(node)
+        elif isinstance(node, ast.Call):
+            yield from self._call(node)
+        elif isinstance(node, ast.Assign | ast.Delete):
+            yield from (w for target in node.targets for w in self._write(target))
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            yield from self._write(node.target)
+
+    def _read(self, node: ast.Attribute | ast.Name) -> Iterator[str]:
+        name = self._full(node)
+        if name in CACHES:
+            yield "a cache shared by all callers"
+        if name in ENVIRONMENT and not self.settings:
+            yield "reads the environment"
+        if self.pure and name in CLOCKS:
+            yield f"hidden time: {name}"
+        drawn = name in SYSTEM_RANDOM or (name.startswith(RANDOM_MODULES) and name != "random.Random")
+        if self.pure and drawn and not (self.draws_seeds and _under(name, SYSTEM_RANDOM)):
+            yield f"hidden randomness: {name}"
+
+    def _call(self, node: ast.Call) -> Iterator[str]:
+        name = self._full(node.func)
+        if name == "globals":
+            yield "reaches for the module's names"
+        if name == "setattr" and node.args and self._is_shared(node.args[0]):
+            yield "writes into a module or class"
+        if self.pure and name == "random.Random" and not node.args:
+            yield "hidden randomness: a generator without a seed"
+
+    def _write(self, target: ast.expr) -> Iterator[str]:
+        while isinstance(target, ast.Subscript):
+            target = target.value
+        if isinstance(target, ast.Attribute) and self._is_shared(target.value):
+            yield "writes into a module or class"
+
+    def _is_shared(self, node: ast.expr) -> bool:
+        """Whether it is a module, a class or a function, or an attribute of one."""
+        if isinstance(node, ast.Call):
+            return _name(node.func) == "type"
+        if isinstance(node, ast.Attribute):
+            return node.attr == "__class__" or self._is_shared(node.value)
+        return isinstance(node, ast.Name) and (node.id == "cls" or node.id in self.shared)
+
+    def _full(self, node: ast.AST) -> str:
+        """A dotted name, by the module that it comes from."""
+        first, dot, rest = _name(node).partition(".")
+        return self.imported.get(first, first) + dot + rest
 
 
-def _inside(value: ast.Dict | ast.List) -> list[ast.expr]:
-    return value.elts if isinstance(value, ast.List) else list(value.values)
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _imported(tree: ast.Module) -> Mapping[str, str]:
+    """The names that imports bind, and what they stand for."""
+    out: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for a in node.names:
+                first = a.name.partition(".")[0]
+                out[a.asname or first] = a.name if a.asname else first
+        elif isinstance(node, ast.ImportFrom):
+            out.update({a.asname or a.name: f"{node.module}.{a.name}" for a in node.names})
+    return out
+
+
+def _structs(tree: ast.Module) -> set[str]:
+    """The classes of a module that are msgspec structs, directly or by a class before them."""
+    out: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any(_name(b) in STRUCTS | out for b in node.bases):
+            out.add(node.name)
+    return out
+
+
+def _empty(value: ast.expr) -> bool:
+    return isinstance(value, ast.List | ast.Dict) and not _items(value)
 
 
 def _mutable(value: ast.expr, where: str) -> Iterator[str]:
-    if isinstance(value, MUTABLE):
+    """What in a value can change."""
+    if isinstance(value, DISPLAYS):
         yield f"{value.lineno}: {where} holds mutable state"
     elif isinstance(value, ast.Call):
-        if _name(value.func) not in HARMLESS:
-            yield f"{value.lineno}: {where} holds the result of {_name(value.func)}()"
-    elif isinstance(value, ast.Tuple):
-        for item in value.elts:
-            yield from _mutable(item, where)
+        name = _name(value.func)
+        if name not in HARMLESS:
+            yield f"{value.lineno}: {where} holds the result of {name}()"
+            return
+        for argument in (*value.args, *(k.value for k in value.keywords)):
+            if name in FREEZING and isinstance(argument, DISPLAYS):
+                yield from (p for item in _items(argument) for p in _mutable(item, where))
+            elif isinstance(argument, DISPLAYS):
+                yield from _mutable(argument, where)
+    elif isinstance(value, ast.Tuple | ast.BoolOp | ast.IfExp | ast.NamedExpr | ast.Starred):
+        yield from (p for item in _items(value) for p in _mutable(item, where))
 
 
-def _everywhere(tree: ast.Module) -> Iterator[str]:
-    imported = {
-        (a.asname or a.name).split(".")[0]
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Import)
-        for a in n.names
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Global):
-            yield f"{node.lineno}: global statement"
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            defaults = [*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)]
-            yield from (f"{d.lineno}: mutable default" for d in defaults if isinstance(d, MUTABLE))
-            for decorator in node.decorator_list:
-                plain = decorator.func if isinstance(decorator, ast.Call) else decorator
-                if _name(plain) in CACHES:
-                    yield f"{decorator.lineno}: a cache shared by all callers"
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Attribute) and _name(target.value) in imported:
-                    yield f"{node.lineno}: writes into a module"
+def _items(value: ast.expr) -> list[ast.expr]:
+    """The parts of a value that it holds."""
+    if isinstance(value, ast.Dict):
+        return value.values
+    if isinstance(value, ast.DictComp | ast.NamedExpr | ast.Starred):
+        return [value.value]
+    if isinstance(value, ast.ListComp | ast.SetComp | ast.GeneratorExp):
+        return [value.elt]
+    if isinstance(value, ast.IfExp):
+        return [value.body, value.orelse]
+    if isinstance(value, ast.BoolOp):
+        return value.values
+    return value.elts if isinstance(value, ast.List | ast.Set | ast.Tuple) else []
+
+
+def _under(name: str, roots: Iterable[str]) -> bool:
+    return any(name == root or name.startswith(root + ".") for root in roots)
 
 
 def _name(node: ast.AST) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +15,16 @@ from tests.fakes import Reply, Said, Seen
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VOLATILE = frozenset({"run_id", "seconds", "id", "created", "started", "ended", "at"})
+MARKER = re.compile(r"marker-(\d+)-")
+NONCE = re.compile(r"(?<=-)[0-9a-f]{12}(?=>)|(?<=marks that end in )[0-9a-f]{12}")
+"""The mark that a run draws to put around data in its prompts."""
 
 
 def random_request(number: int, rng: random.Random) -> dict[str, Any]:
-    """A request of a random technique with random parameters; its question carries ``marker-N-``."""
+    """A request of a random technique with random parameters; its question carries ``marker-N-``.
+
+    Some stream; some have no seed, so that their runs draw one.
+    """
     text = f"marker-{number}- What is {rng.randint(1, 99)} plus {rng.randint(1, 99)}?"
     content: Any = [{"type": "text", "text": text}, IMAGE] if rng.random() < 0.2 else text
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -38,6 +46,10 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
         body["n"] = rng.randint(1, 3)
     if rng.random() < 0.2:
         body["stop"] = ["END"]
+    if rng.random() < 0.4:
+        body.update(stream=True, stream_options={"include_usage": rng.random() < 0.5})
+    if rng.random() < 0.25:
+        del body["seed"]
     body.update(_technique(rng))
     if "optillm_budget" in body:
         # Which of several pipelines gets the last call of a budget is a matter of time.
@@ -81,7 +93,7 @@ def _technique(rng: random.Random) -> dict[str, Any]:
 def echo_script(call: Seen) -> Said:
     """Replies that are a function of the whole call: a leak from another request changes them."""
     body = {k: v for k, v in call.body.items() if k not in ("stream", "stream_options")}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(unmarked(body).encode()).hexdigest()
     if call.stage == "rate":
         return f"Score: {int(digest[:4], 16) % 101 / 10}"
     if call.stage == "eval":
@@ -98,16 +110,29 @@ def _sample(digest: str, i: int) -> Reply:
 
 
 def by_marker(calls: Sequence[Seen]) -> dict[int, list[Seen]]:
-    """The calls of each request, told by the marker they carry."""
+    """The calls of each request, told by the marker they carry; with the words of two it fails."""
     out: dict[int, list[Seen]] = {}
     for call in calls:
-        out.setdefault(int(call.text.partition("marker-")[2].partition("-")[0]), []).append(call)
+        (owner,) = set(MARKER.findall(json.dumps(call.body)))
+        out.setdefault(int(owner), []).append(call)
     return out
 
 
-def bodies(calls: Sequence[Seen]) -> list[str]:
-    """What was asked, as sorted text: concurrent calls arrive in any order."""
-    return sorted(json.dumps(c.body, sort_keys=True) for c in calls)
+def asked(calls: Sequence[Seen], request: dict[str, Any]) -> Counter[str]:
+    """What was asked upstream: to the letter, or but for the mark when the request has no seed."""
+    if "seed" in request:
+        return Counter(json.dumps(c.body, sort_keys=True) for c in calls)
+    return Counter(unmarked(c.body) for c in calls)
+
+
+def marks(calls: Sequence[Seen]) -> set[str]:
+    """The marks around data in these calls."""
+    return {mark for c in calls for mark in NONCE.findall(json.dumps(c.body))}
+
+
+def unmarked(value: Any) -> str:
+    """JSON text in which all runs have the same mark around data."""
+    return NONCE.sub("NONCE", json.dumps(value, sort_keys=True))
 
 
 def stable(value: Any) -> Any:

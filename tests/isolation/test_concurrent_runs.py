@@ -1,72 +1,66 @@
-"""Hundreds of requests at once: each is exactly what it is when it runs alone."""
+"""Hundreds of requests at once: each is exactly what it is on a server of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
-from typing import Any
+from collections import Counter
 
 import pytest
 
 from tests.fakes import ScriptedUpstream
-from tests.isolation.requests import bodies, by_marker, echo_script, random_request, stable
-from tests.serving import Answer, Proxy, serving
+from tests.isolation.alone import alone, among_others
+from tests.isolation.requests import asked, by_marker, echo_script, marks, random_request
+from tests.serving import serving
 
 pytestmark = pytest.mark.anyio
 
-REQUESTS = 300
-
-
-async def trace_of(proxy: Proxy, answer: Answer) -> Any:
-    if answer.status != 200:
-        return None
-    return stable((await proxy.get(f"/v1/runs/{answer.info['run_id']}")).json)
+REQUESTS = [random_request(i, rng) for rng in [random.Random(20260101)] for i in range(300)]
 
 
 async def test_each_of_300_is_as_if_alone() -> None:
-    rng = random.Random(20260101)
-    requests = [random_request(i, rng) for i in range(REQUESTS)]
-    async with ScriptedUpstream(echo_script) as up, serving(up) as proxy:
-        alone = [await proxy.post(r) for r in requests]
-        alone_traces = [await trace_of(proxy, a) for a in alone]
+    async with ScriptedUpstream(echo_script) as up:
+        single = [await alone(up.base_url, body, i) for i, body in enumerate(REQUESTS)]
+        expected = by_marker(up.calls)
     async with (
         ScriptedUpstream(echo_script, latency=0.002) as crowded,
         serving(crowded, upstream_concurrency=64) as proxy,
     ):
-        together = await asyncio.gather(*(proxy.post(r) for r in requests))
-        together_traces = [await trace_of(proxy, a) for a in together]
+        together = await asyncio.gather(
+            *(among_others(proxy.http, proxy.base_url, body, i) for i, body in enumerate(REQUESTS))
+        )
+        seen = by_marker(crowded.calls)
     assert crowded.peak > 30
-    mine, theirs = by_marker(up.calls), by_marker(crowded.calls)
-    for i, request in enumerate(requests):
-        assert bodies(theirs[i]) == bodies(mine[i]), request
-        assert together[i].status == alone[i].status, request
-        assert stable(together[i].json) == stable(alone[i].json), request
-        assert together_traces[i] == alone_traces[i], request
-        if alone[i].status == 200:
-            assert alone[i].info["calls"] == len(mine[i])
-            read = sum(len(c.text.split()) for c in mine[i])
-            assert alone[i].json["usage"]["prompt_tokens"] == read
+    assert seen.keys() == expected.keys() == set(range(len(REQUESTS)))
+    others: set[str] = set()
+    for i, body in enumerate(REQUESTS):
+        assert asked(seen[i], body) == asked(expected[i], body), body
+        assert together[i] == single[i], body
+        assert {c.headers["Authorization"] for c in seen[i]} == {f"Bearer key-of-{i}"}
+        mine = marks(seen[i])
+        assert len(mine) <= 1, "a run has one mark"
+        assert mine.isdisjoint(others), "and no other run has it"
+        others |= mine
 
 
-async def test_streams_at_once_do_not_mix() -> None:
-    rng = random.Random(7)
-    requests = [random_request(i, rng) for i in range(80)]
+async def test_usage_and_calls_are_those_of_the_request_s_own_calls() -> None:
+    requests = [{**body, "stream": False} for body in REQUESTS[:100]]
     async with ScriptedUpstream(echo_script) as up, serving(up) as proxy:
-        together = await asyncio.gather(*(stream_text(proxy, r) for r in requests))
-        alone = [await stream_text(proxy, r) for r in requests]
-        plain = [await proxy.post({**r, "optillm_budget": None}) for r in requests]
-    assert together == alone
-    assert all(a.status == 200 for a in plain)
+        answers = await asyncio.gather(*(proxy.post(body) for body in requests))
+        seen = by_marker(up.calls)
+    for i, answer in enumerate(answers):
+        assert answer.info["calls"] == len(seen[i])
+        assert answer.json["usage"]["prompt_tokens"] == sum(len(c.text.split()) for c in seen[i])
 
 
-async def stream_text(proxy: Proxy, request: dict[str, Any]) -> dict[int, str]:
-    """The streamed text of each choice."""
-    body = {k: v for k, v in request.items() if k not in ("messages", "model")}
-    texts: dict[int, str] = {}
-    for event in await proxy.events(request["model"], messages=request["messages"], **body):
-        if event != "[DONE]" and not event.startswith(":"):
-            for choice in json.loads(event).get("choices", ()):
-                text = choice["delta"].get("content") or ""
-                texts[choice["index"]] = texts.get(choice["index"], "") + text
-    return texts
+def test_the_requests_are_of_all_kinds() -> None:
+    plans = Counter(body["optillm_approach"].partition("(")[0] for body in REQUESTS)
+    for slug in ("none", "re2", "cot_reflection", "bon", "moa", "self_consistency", "mcts"):
+        assert plans[slug] >= 10, plans
+    for sign in "&|":
+        assert sum(sign in body["optillm_approach"] for body in REQUESTS) >= 10
+    for field in ("stream", "tools", "n", "optillm_budget", "stop", "temperature"):
+        assert sum(field in body for body in REQUESTS) >= 20, field
+    assert sum("seed" not in body for body in REQUESTS) >= 20
+    assert len({json.dumps(body) for body in REQUESTS}) == len(REQUESTS)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from socket import AF_INET, SOCK_STREAM, socket
 from typing import Any
 
@@ -17,7 +18,8 @@ import aiohttp
 import pytest
 
 from tests.fakes import ScriptedUpstream, Seen
-from tests.isolation.requests import bodies, by_marker, echo_script, random_request, stable
+from tests.isolation.alone import alone, among_others
+from tests.isolation.requests import asked, by_marker, echo_script, random_request
 
 pytestmark = pytest.mark.anyio
 
@@ -71,22 +73,29 @@ def gunicorn(upstream: str, port: int) -> tuple[list[str], dict[str, str]]:
     return command, {"OPTILLM_BASE_URL": upstream}
 
 
-@pytest.mark.parametrize("server", [workers, gunicorn], ids=["workers", "gunicorn"])
-async def test_concurrent_requests_are_as_if_alone(server: Any) -> None:
+@pytest.mark.parametrize(
+    ("server", "one_process"), [(workers, False), (gunicorn, True)], ids=["workers", "gunicorn"]
+)
+async def test_concurrent_requests_are_as_if_alone(server: Any, one_process: bool) -> None:
     rng = random.Random(99)
     requests = [random_request(i, rng) for i in range(120)]
     async with ScriptedUpstream(echo_script, latency=0.002) as up:
+        single = [await alone(up.base_url, r, i, name="upstream") for i, r in enumerate(requests)]
+        expected, up.calls = by_marker(up.calls), []
         port = free_port()
         command, env = server(up.base_url, port)
+        env = {**env, "OPTILLM_STREAM_PROGRESS": "off"}
         async with process(command, port, env) as url, aiohttp.ClientSession() as http:
-            alone = [await send(http, url, r) for r in requests]
-            before, up.calls = by_marker(up.calls), []
-            together = await asyncio.gather(*(send(http, url, r) for r in requests))
-            after = by_marker(up.calls)
+            # Another worker is shown a run only a moment after its answer.
+            together = await asyncio.gather(
+                *(among_others(http, f"{url}/v1", r, i, run=one_process) for i, r in enumerate(requests))
+            )
+        seen = by_marker(up.calls)
     for i, request in enumerate(requests):
-        assert bodies(after[i]) == bodies(before[i]), request
-        assert together[i][0] == alone[i][0]
-        assert stable(together[i][1]) == stable(alone[i][1]), request
+        assert asked(seen[i], request) == asked(expected[i], request), request
+        assert {c.headers["Authorization"] for c in seen[i]} == {f"Bearer key-of-{i}"}
+        wanted = single[i] if one_process else replace(single[i], run=None)
+        assert together[i] == wanted, request
 
 
 @pytest.mark.parametrize("server", [workers, gunicorn], ids=["workers", "gunicorn"])
