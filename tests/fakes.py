@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -63,6 +64,18 @@ def refusal(status: int, message: str, param: str | None = None, **headers: str)
     return Fault(status=status, body={"error": error}, headers=named)
 
 
+ROLES = MappingProxyType(
+    {
+        "impartial rater": "rate",
+        "careful critic": "critique",
+        "compare replies": "select",
+        "play the user": "user",
+        "judge of dialogues": "eval",
+    }
+)
+"""Words of a helper's system message, and the stage they tell."""
+
+
 @dataclass(eq=False)
 class Seen:
     """One call that arrived."""
@@ -71,6 +84,7 @@ class Seen:
     headers: dict[str, str]
     path: str
     outcome: str = "open"
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -98,14 +112,7 @@ class Seen:
     @property
     def stage(self) -> str:
         """Which helper prompt it is, told by the helper's role; ``sample`` for everything else."""
-        roles = {
-            "impartial rater": "rate",
-            "careful critic": "critique",
-            "compare replies": "select",
-            "play the user": "user",
-            "judge of dialogues": "eval",
-        }
-        return next((stage for words, stage in roles.items() if words in self.system), "sample")
+        return next((stage for words, stage in self.roles.items() if words in self.system), "sample")
 
 
 Said = Reply | Fault | str | Sequence["Reply | str"]
@@ -120,6 +127,7 @@ class ScriptedUpstream:
         n_mode: native, ignore (one choice whatever n says) or reject (400).
         models: what ``/v1/models`` lists; a Fault breaks the list.
         latency: seconds before every answer.
+        roles: words of a helper's system message, and the stage that they tell; asked before ROLES.
     """
 
     def __init__(
@@ -129,8 +137,10 @@ class ScriptedUpstream:
         n_mode: str = "native",
         models: Sequence[str] | Fault = ("test-model",),
         latency: float = 0.0,
+        roles: Mapping[str, str] | None = None,
     ) -> None:
         self.script = script
+        self.roles = MappingProxyType({**(roles or {}), **ROLES})
         self.n_mode = n_mode
         self.models = models
         self.latency = latency
@@ -185,7 +195,7 @@ class ScriptedUpstream:
         return web.json_response({"object": "list", "data": [_model(m) for m in self.models]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        seen = Seen(await request.json(), dict(request.headers), request.path_qs)
+        seen = Seen(await request.json(), dict(request.headers), request.path_qs, roles=self.roles)
         self.calls.append(seen)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)

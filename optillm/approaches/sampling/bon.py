@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from optillm.core.judge import mean_rating
+from optillm.core.judges import JudgeParams, judge_calls, score
 from optillm.core.llm import LLM
-from optillm.core.params import ApproachParams, field
+from optillm.core.params import field
 from optillm.core.registry import approach
 from optillm.core.reply import Answer, distinct, eligible
 from optillm.core.task import Task
 
 
-class Params(ApproachParams):
+class Params(JudgeParams):
     """Parameters of ``bon``."""
 
     n: int = field(3, "candidates to sample", ge=1, le=64, alias="best_of_n", env="OPTILLM_BEST_OF_N")
     temperature: float = field(1.0, "of the samples", ge=0, le=2)
-    judge_model: str | None = field(None, "model that rates; the same if null")
-    judge_samples: int = field(1, "ratings per candidate; their mean counts", ge=1, le=9)
-    judge_temperature: float = field(0.1, "of the ratings", ge=0, le=2)
 
 
 @approach(
@@ -25,9 +22,9 @@ class Params(ApproachParams):
     family="sampling",
     title="Best of n",
     paper="arXiv:2110.14168",
-    calls="σ(N) + U·judge_samples (U distinct usable samples; no rating if only one)",
+    calls="σ(N) + the judge's: U·judge_samples (U distinct usable samples; none if only one)",
     depth="2",
-    worst=lambda p, sigma: sigma(p.n) + (p.n * p.judge_samples if p.n > 1 else 0),
+    worst=lambda p, sigma: sigma(p.n) + (judge_calls(p, p.n) if p.n > 1 else 0),
 )
 async def bon(task: Task, llm: LLM, p: Params) -> Answer:
     """Sample N candidates, rate the distinct usable ones concurrently, return the highest."""
@@ -35,21 +32,7 @@ async def bon(task: Task, llm: LLM, p: Params) -> Answer:
     candidates = distinct(eligible(samples))
     if len(candidates) < 2:
         return Answer(tuple(candidates))
-    scores = await llm.gather(
-        *(
-            mean_rating(
-                llm,
-                task,
-                candidate,
-                stage="bon.rate",
-                samples=p.judge_samples,
-                temperature=p.judge_temperature,
-                model=p.judge_model,
-                tag=str(i),
-            )
-            for i, candidate in enumerate(candidates)
-        )
-    )
+    scores = await score(llm, task, candidates, p, stage="bon.rate")
     # An unrated candidate stands below every rated one; ties go to the lowest index.
     winner = max(range(len(candidates)), key=lambda i: (-1.0 if (s := scores[i]) is None else s, -i))
     await llm.note("bon.scores", scores=scores, winner=winner)

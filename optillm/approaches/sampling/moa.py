@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optillm.core.judge import helper, numbered
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, field
+from optillm.core.prompts import helper, numbered
 from optillm.core.registry import Sigma, approach
 from optillm.core.reply import Answer, Reply
 from optillm.core.task import Messages, Task

@@ -13,9 +13,9 @@ from optillm.core.answers import (
     group_by_similarity,
     largest,
 )
-from optillm.core.judge import helper, numbered
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, field
+from optillm.core.prompts import helper, numbered
 from optillm.core.registry import approach
 from optillm.core.reply import Answer, Reply, eligible
 from optillm.core.task import Task

@@ -9,9 +9,9 @@ from dataclasses import field as attribute
 from typing import Any
 
 from optillm.core.answers import parse_score
-from optillm.core.judge import helper
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, field
+from optillm.core.prompts import helper
 from optillm.core.registry import Sigma, approach
 from optillm.core.reply import Answer, Reply
 from optillm.core.task import Message, Messages, Task, assistant, user
