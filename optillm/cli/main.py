@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from optillm.core.trace import CallRecord
@@ -50,13 +51,15 @@ def _serve(argv: Sequence[str]) -> int:
 
 def _approaches(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="optillm approaches", description="List the techniques.")
-    parser.add_argument("--markdown", action="store_true", help="as the documentation's table")
+    parser.add_argument("--markdown", metavar="DIR", type=Path, help="write the documentation's pages")
     options = parser.parse_args(list(argv))
     registry = builtin_registry()
     if options.markdown:
-        from optillm.cli.tables import techniques_page
+        from optillm.cli.tables import pages
 
-        print(techniques_page(registry), end="")
+        options.markdown.mkdir(parents=True, exist_ok=True)
+        for name, text in pages(registry).items():
+            (options.markdown / name).write_text(text)
         return 0
     for item in registry:
         print(f"{item.slug:18} {item.title}  [{item.calls}; depth {item.depth}]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Approach:
         worst: the most calls that parameters can cost, given σ; None when it cannot be told.
         handles_n: it returns the client's n choices itself; else it is run n times.
         rewrite: for approaches that change the question: the enriched task to hand on in a chain.
+        about: what it does, in some paragraphs: its module's docstring.
     """
 
     slug: str
@@ -49,6 +51,7 @@ class Approach:
     worst: Callable[[Any, Sigma], int] | None = None
     handles_n: bool = False
     rewrite: Callable[[Task, Any], Task] | None = None
+    about: str = ""
 
     @cached_property
     def params(self) -> tuple[Param, ...]:
@@ -72,6 +75,7 @@ class Approach:
             "calls": self.calls,
             "depth": self.depth,
             "produces": self.produces,
+            "description": self.about,
             "parameters": {"type": "object", "properties": properties, "additionalProperties": False},
         }
 
@@ -93,7 +97,10 @@ def approach(
     def wrap(function: Callable[[Task, LLM, P], Awaitable[Answer]]) -> Approach:
         hints = get_type_hints(function)
         cls = next(h for h in hints.values() if isinstance(h, type) and issubclass(h, ApproachParams))
-        return Approach(slug, family, title, paper, calls, depth, function, cls, worst, handles_n, rewrite)
+        about = inspect.cleandoc(function.__globals__.get("__doc__") or "")
+        return Approach(
+            slug, family, title, paper, calls, depth, function, cls, worst, handles_n, rewrite, about
+        )
 
     return wrap
 

@@ -1,4 +1,16 @@
-"""Monte Carlo tree search over a dialogue: replies are nodes, simulated exchanges are rollouts."""
+"""Monte Carlo tree search over a dialogue: replies are nodes, simulated exchanges are rollouts.
+
+Inspired by *Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning*
+(arXiv:2405.00451), which searches at training time; this is the search alone, at inference time, over
+whole replies. Each simulation selects a leaf by UCT, expands it if it was visited (the model plays the
+user's next message and samples replies to it), rolls out some simulated exchanges, has a judge score
+the whole dialogue from 0 to 1, and backpropagates. The most visited first reply is the answer.
+
+The simulations of a wave run concurrently: each claims a different leaf by counting a virtual visit,
+and values return in the wave's order, so the result does not depend on the order of replies. With as
+many simulations as actions (three by default) every candidate is looked at once; more of them make the
+search prefer what scored well. When a budget ends the search, the best reply so far is returned.
+"""
 
 from __future__ import annotations
 
