@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optillm.core.judges.absolute import absolute
+from optillm.core.judges.checks import ASPECTS, aspects, checklist, verify
+from optillm.core.judges.pairwise import compare, pairwise
 from optillm.core.judges.params import JudgeParams
 from optillm.core.llm import LLM
 from optillm.core.reply import Reply
 from optillm.core.task import Task
 
-__all__ = ["JudgeParams", "judge_calls", "score"]
+__all__ = ["JudgeParams", "compare", "judge_calls", "score"]
 
 
 async def score(
@@ -33,9 +35,21 @@ async def score(
     Raises:
         UpstreamError: the upstream refused a call for good.
     """
-    return await absolute(llm, task, candidates, p, stage=stage)
+    judges = {
+        "absolute": absolute,
+        "pairwise": pairwise,
+        "aspects": aspects,
+        "verify": verify,
+        "checklist": checklist,
+    }
+    return await judges[p.judge](llm, task, candidates, p, stage=stage)
 
 
 def judge_calls(p: JudgeParams, k: int) -> int:
     """The most upstream calls that scoring k candidates takes."""
-    return k * p.judge_samples
+    calls = {
+        "pairwise": k * (k - 1) * p.times,
+        "aspects": k * len(p.judge_aspects or ASPECTS) * p.times,
+        "checklist": 1 + k * p.times,
+    }
+    return calls.get(p.judge, k * p.times)

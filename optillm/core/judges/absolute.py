@@ -38,7 +38,7 @@ async def _mean(llm: LLM, task: Task, candidate: Reply, p: JudgeParams, stage: s
     ratings = await llm.gather(
         *(
             llm.try_ask(stage, prompt, temperature=p.judge_temperature, model=p.judge_model, tag=tag)
-            for _ in range(p.judge_samples)
+            for _ in range(p.times)
         )
     )
     scores = [parse_score(r.text, 0, 10) for r in ratings if r is not None]
