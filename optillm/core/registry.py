@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType, ModuleType
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, Param, params_of
-from optillm.core.reply import Answer
+from optillm.core.reply import Answer, Reply
 from optillm.core.task import Task
 from optillm.protocol.errors import InvalidRequest, near_names
 
@@ -36,6 +36,10 @@ class Approach:
         worst: the most calls that parameters can cost, given σ; None when it cannot be told.
         handles_n: it returns the client's n choices itself; else it is run n times.
         rewrite: for approaches that change the question: the enriched task to hand on in a chain.
+        reduce: for approaches that can make one answer of several candidates: what they do after
+            sampling, as ``async (task, llm, params, candidates) -> Answer``.
+        worst_reduce: the most calls of ``reduce`` on so many candidates, two or more; None when it
+            cannot be told.
     """
 
     slug: str
@@ -49,6 +53,8 @@ class Approach:
     worst: Callable[[Any, Sigma], int] | None = None
     handles_n: bool = False
     rewrite: Callable[[Task, Any], Task] | None = None
+    reduce: Callable[[Task, LLM, Any, Sequence[Reply]], Awaitable[Answer]] | None = None
+    worst_reduce: Callable[[Any, int], int] | None = None
 
     @cached_property
     def params(self) -> tuple[Param, ...]:
@@ -59,6 +65,11 @@ class Approach:
     def produces(self) -> str:
         """What it hands on in a chain: an enriched ``task`` or an ``answer``."""
         return "task" if self.rewrite else "answer"
+
+    @property
+    def reduces(self) -> bool:
+        """Whether it can stand after ``>``."""
+        return self.reduce is not None
 
     def describe(self) -> dict[str, Any]:
         """JSON for ``/v1/approaches``."""
@@ -72,6 +83,7 @@ class Approach:
             "calls": self.calls,
             "depth": self.depth,
             "produces": self.produces,
+            "reduces": self.reduces,
             "parameters": {"type": "object", "properties": properties, "additionalProperties": False},
         }
 
@@ -87,13 +99,29 @@ def approach(
     worst: Callable[[Any, Sigma], int] | None = None,
     handles_n: bool = False,
     rewrite: Callable[[Task, Any], Task] | None = None,
+    reduce: Callable[[Task, LLM, P, Sequence[Reply]], Awaitable[Answer]] | None = None,
+    worst_reduce: Callable[[Any, int], int] | None = None,
 ) -> Callable[[Callable[[Task, LLM, P], Awaitable[Answer]]], Approach]:
     """Make an approach of ``async def name(task, llm, p: Params) -> Answer``; see :class:`Approach`."""
 
     def wrap(function: Callable[[Task, LLM, P], Awaitable[Answer]]) -> Approach:
         hints = get_type_hints(function)
         cls = next(h for h in hints.values() if isinstance(h, type) and issubclass(h, ApproachParams))
-        return Approach(slug, family, title, paper, calls, depth, function, cls, worst, handles_n, rewrite)
+        return Approach(
+            slug,
+            family,
+            title,
+            paper,
+            calls,
+            depth,
+            function,
+            cls,
+            worst,
+            handles_n,
+            rewrite,
+            reduce,
+            worst_reduce,
+        )
 
     return wrap
 
