@@ -67,7 +67,7 @@ def completion(prepared: Prepared, run: Run, outcome: Outcome) -> bytes:
         "object": "chat.completion",
         "created": int(time.time()),
         "model": prepared.asked_model,
-        "choices": choices(outcome),
+        "choices": choices(prepared, outcome),
         "usage": run.budget.usage.to_dict(),
     }
     if run.system_fingerprint:
@@ -82,20 +82,20 @@ def spliced(raw: bytes, info: Mapping[str, Any]) -> bytes:
     return raw[:end] + b',"optillm":' + to_json(info) + b"}"
 
 
-def choices(outcome: Outcome) -> list[dict[str, Any]]:
-    """The choices of all branches, in the order written."""
-    several = len(outcome.answers) > 1 or bool(outcome.failed)
+def choices(prepared: Prepared, outcome: Outcome) -> list[dict[str, Any]]:
+    """The choices of all branches, in the order written; each names its branch if there are several."""
+    whole = str(prepared.job.plan)
     out: list[dict[str, Any]] = []
-    for name, replies in outcome.answers:
-        for reply in replies:
+    for made in outcome.answers:
+        for reply in made.replies:
             choice = {
                 "index": len(out),
                 "message": message(reply),
                 "logprobs": thaw(reply.logprobs),
                 "finish_reason": reply.finish_reason,
             }
-            if several:
-                choice["optillm"] = {"approach": name}
+            if made.approach != whole:
+                choice["optillm"] = {"approach": made.approach}
             out.append(choice)
     return out
 
@@ -125,7 +125,7 @@ def record(
         "seed": run.seed,
         "error": error,
         "usage": run.budget.usage.to_dict(),
-        "choices": choices(outcome) if outcome else [],
+        "choices": choices(prepared, outcome) if outcome else [],
         "records": run.trace.to_list(),
     }
 

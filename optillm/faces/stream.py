@@ -9,6 +9,7 @@ from typing import Any
 
 from optillm.core.execute import Outcome
 from optillm.core.frozen import thaw, to_json
+from optillm.core.reply import Reply
 from optillm.core.run import Run
 from optillm.faces.respond import about, headers, message, spliced
 from optillm.faces.service import Prepared
@@ -75,11 +76,11 @@ class EventStream:
         if run is None:
             raise RuntimeError("the stream has no run")
         if outcome.raw is None:
-            replies = outcome.replies
-            for index, reply in enumerate(replies):
+            placed = _placed(outcome)
+            for index, reply in placed:
                 await self._rest(index, message(reply), reply.logprobs)
                 ends = _choice(index, {}, reply.finish_reason, None)
-                last = index == len(replies) - 1
+                last = index == placed[-1][0]
                 await self._chunk([ends], about(self._prepared, run, outcome) if last else None)
             if self._prepared.include_usage:
                 await self._chunk([], usage=run.budget.usage.to_dict())
@@ -173,6 +174,16 @@ class EventStream:
                 await asyncio.sleep(wait)
             else:
                 await self._write(KEEP_ALIVE)
+
+
+def _placed(outcome: Outcome) -> list[tuple[int, Reply]]:
+    """The choices with the indices they have streamed under: a branch that failed leaves a gap."""
+    out: list[tuple[int, Reply]] = []
+    for made in outcome.answers:
+        for i, reply in enumerate(made.replies):
+            behind = out[-1][0] + 1 if out else 0
+            out.append((max(behind, made.first + i), reply))
+    return out
 
 
 def _choice(index: int, delta: Mapping[str, Any], finish: str | None, logprobs: Any) -> dict[str, Any]:
