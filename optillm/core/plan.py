@@ -18,7 +18,7 @@ from optillm.core.params import find
 from optillm.core.registry import Registry
 from optillm.protocol.errors import InvalidRequest, near_names
 
-_SLUG = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_SLUG = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?(?![A-Za-z0-9_.])")
 _WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
