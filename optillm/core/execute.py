@@ -154,26 +154,27 @@ class _Execution:
     ) -> list[Branch]:
         """Run a plan; n choices per branch, the first of them with index ``choice``."""
         if isinstance(plan, Par):
+            widths = [n * width(b) for b in plan.branches]
             runs = [
-                self.plan(b, task, n, choice + i * n, live=live, pipeline=pipeline)
+                self.plan(b, task, n, choice + sum(widths[:i]), live=live, pipeline=pipeline)
                 for i, b in enumerate(plan.branches)
             ]
             return [b for branches in await self._all(runs) for b in branches]
         if isinstance(plan, Unit) and (self.job.registry[plan.slug].handles_n or n == 1):
             return [await self._unit(plan, task, n, choice, live, pipeline)]
-        one: Callable[[int], Awaitable[Branch]]
+        one: Callable[[int], Awaitable[list[Branch]]]
         if isinstance(plan, Unit):
             unit = plan
 
-            async def one(i: int) -> Branch:
-                return await self._unit(unit, task, 1, choice + i, live, pipeline + i)
+            async def one(i: int) -> list[Branch]:
+                return [await self._unit(unit, task, 1, choice + i, live, pipeline + i)]
         else:
             chain = plan
 
-            async def one(i: int) -> Branch:
-                return await self._chain(chain, task, choice + i, live, pipeline + i)
+            async def one(i: int) -> list[Branch]:
+                return await self._chain(chain, task, choice + i * width(chain), live, pipeline + i)
 
-        return [_merged(str(plan), await self._all([one(i) for i in range(n)]))]
+        return _merged(str(plan), await self._all([one(i) for i in range(n)]))
 
     async def _all(self, runs: list[Any]) -> list[Any]:
         llm = LLM(self.run, Task(()).options)
@@ -208,8 +209,9 @@ class _Execution:
                 raise
             raise BudgetExceeded(budget.ended or budget.end_name) from None
 
-    async def _chain(self, chain: Chain, task: Task, choice: int, live: bool, pipeline: int) -> Branch:
-        best: Answer | None = None
+    async def _chain(self, chain: Chain, task: Task, choice: int, live: bool, pipeline: int) -> list[Branch]:
+        """The answer of the last step, or the error of the step that had none; then other failures."""
+        name, best, failed = str(chain), None, list[Branch]()
         for i, step in enumerate(chain.steps):
             last = i == len(chain.steps) - 1
             if not last and isinstance(step, Unit):
@@ -219,17 +221,19 @@ class _Execution:
                     continue
             branches = await self.plan(step, task, 1, choice, live=live and last, pipeline=pipeline)
             answers = [a for _, a in branches if isinstance(a, Answer)]
+            errors = [(unit, e) for unit, e in branches if isinstance(e, OptiError)]
             if not answers:
-                error = next(e for _, e in branches if isinstance(e, OptiError))
+                error = errors[0][1]
                 # Nothing already computed is lost: a budget that ends here leaves the step before.
-                if best is not None and isinstance(error, BudgetExceeded):
-                    return str(chain), best
-                return str(chain), error
+                kept = best if isinstance(error, BudgetExceeded) else None
+                return [(name, kept or error), *failed]
+            failed += errors
             best = Answer(tuple(r for a in answers for r in a.replies), raw=None)
-            if last:
-                return str(chain), best
-            task = handed_on(task, best.replies, LLM(self.run, task.options).nonce)
-        raise AssertionError("a chain has a last step")
+            if not last:
+                task = handed_on(task, best.replies, LLM(self.run, task.options).nonce)
+        if best is None:
+            raise AssertionError("a chain has a last step")
+        return [(name, best), *failed]
 
 
 def handed_on(task: Task, answers: tuple[Reply, ...], nonce: str) -> Task:
@@ -242,9 +246,23 @@ def handed_on(task: Task, answers: tuple[Reply, ...], nonce: str) -> Task:
     )
 
 
-def _merged(name: str, pipelines: list[Branch]) -> Branch:
-    answers = [a for _, a in pipelines if isinstance(a, Answer)]
+def width(plan: Plan) -> int:
+    """How many choices a plan makes for each that the client asked for."""
+    if isinstance(plan, Par):
+        return sum(width(b) for b in plan.branches)
+    return width(plan.steps[-1]) if isinstance(plan, Chain) else 1
+
+
+def _merged(name: str, pipelines: list[list[Branch]]) -> list[Branch]:
+    """The answers of n pipelines as one branch, and the failures of some of them beside it."""
+    answers = [a for branches in pipelines for _, a in branches if isinstance(a, Answer)]
     if not answers:
-        return pipelines[0]
+        return pipelines[0][:1]
     note = {k: v for a in answers for k, v in a.note.items()}
-    return name, Answer(tuple(r for a in answers for r in a.replies), note)
+    failed: list[Branch] = [
+        (f"{what}[{i}]" if len(pipelines) > 1 else what, error)
+        for i, branches in enumerate(pipelines)
+        for what, error in branches
+        if isinstance(error, OptiError)
+    ]
+    return [(name, Answer(tuple(r for a in answers for r in a.replies), note)), *failed]

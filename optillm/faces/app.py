@@ -20,7 +20,14 @@ from optillm.core.upstream import Upstream
 from optillm.faces.chat import Chat
 from optillm.faces.service import Service, new_run_id
 from optillm.observe.conversations import ConversationLog
-from optillm.protocol.errors import MethodNotAllowed, NotFound, OptiError, Overloaded, Unauthorized
+from optillm.protocol.errors import (
+    MethodNotAllowed,
+    NotFound,
+    OptiError,
+    Overloaded,
+    Unauthorized,
+    internal_error,
+)
 from optillm.settings import Settings, UpstreamSettings, sha256
 from optillm.store.runs import RunStore, open_store
 from optillm.upstreams.capabilities import Capabilities
@@ -165,8 +172,7 @@ class App:
         except Exception:
             # The outermost edge: nothing of the fault is shown, its id is.
             log.exception("request %s failed", request_id)
-            fault = OptiError(f"internal error; the server's log tells more under {request_id}")
-            await send_json(send, 500, fault.envelope(), {"X-Request-Id": request_id})
+            await send_json(send, 500, internal_error(request_id).envelope(), {"X-Request-Id": request_id})
 
     async def _dispatch(
         self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive, send: Send, request_id: str

@@ -153,7 +153,9 @@ def take_params(
             owners = [(s, p) for s in sorted(running) for p in registry[s].params if p.name == name]
             if len(owners) != 1:
                 names = [*known, *(p.name for s in running for p in registry[s].params)]
-                raise InvalidRequest(f"unknown parameter '{name[:100]}'.{near_names(name, names)}", param=where)
+                raise InvalidRequest(
+                    f"unknown parameter '{name[:100]}'.{near_names(name, names)}", param=where
+                )
             slug, param = owners[0]
             taken.setdefault(slug, {})[param.name] = param.check(value, where)
     return taken, warnings

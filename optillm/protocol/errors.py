@@ -218,6 +218,11 @@ class BudgetExceeded(OptiError):
             self.param = f"optillm_budget.{limit}"
 
 
+def internal_error(request_id: str) -> OptiError:
+    """What a client is told of a fault of the server: nothing but where its owner finds it."""
+    return OptiError(f"internal error; the server's log tells more under {request_id}")
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'a' or 'b'?"``, or all known names if none is near."""
     names = sorted(known)
