@@ -93,6 +93,8 @@ class Seen:
     headers: dict[str, str]
     path: str
     outcome: str = "open"
+    port: int = 0
+    """The client's: which connection the call came on."""
     roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
 
     @property
@@ -154,6 +156,8 @@ class ScriptedUpstream:
         self.models = models
         self.latency = latency
         self.calls: list[Seen] = []
+        self.lists = 0
+        """How often the models were asked for."""
         self.in_flight = 0
         self.peak = 0
         self._changed = asyncio.Condition()
@@ -199,12 +203,15 @@ class ScriptedUpstream:
             self._changed.notify_all()
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
+        self.lists += 1
         if isinstance(self.models, Fault):
             return _plain(self.models)
         return web.json_response({"object": "list", "data": [_model(m) for m in self.models]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
+        peer = request.transport.get_extra_info("peername") if request.transport else None
         seen = Seen(await request.json(), dict(request.headers), request.path_qs, roles=self.roles)
+        seen.port = peer[1] if peer else 0
         self.calls.append(seen)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
