@@ -299,7 +299,7 @@ def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HT
 
 def _model_object(model: Mapping[str, Any]) -> dict[str, Any]:
     """A model as the protocol has it, also from an upstream that names nothing but its id."""
-    return {"object": "model", "created": 0, "owned_by": "upstream", **model}
+    return {"id": model["id"], "object": "model", "created": 0, "owned_by": "upstream", **model}
 
 
 def _only(method: str, *allowed: str) -> None:

@@ -243,7 +243,8 @@ async def test_tool_calls_plain_and_streaming(approach: str) -> None:
             final = await stream.get_final_completion()
         for choice in (*whole.choices, *final.choices):
             assert choice.finish_reason == "tool_calls"
-            (called,) = choice.message.tool_calls or ()
+            assert choice.message.tool_calls is not None
+            (called,) = choice.message.tool_calls
             assert called.type == "function"
             assert called.id == "call_1"
             assert called.function.name == "look"

@@ -85,7 +85,14 @@ async def test_what_is_refused_is_not_in_the_description() -> None:
         validator = Draft202012Validator(schema)
         good = {"messages": [{"role": "user", "content": "x"}]}
         assert validator.is_valid(good)
-        for bad in ({"n": 0}, {"temperature": 3}, {"best_of_n": 65}, {"messages": []}, {"stream": "yes"}):
+        wrong: list[dict[str, Any]] = [
+            {"n": 0},
+            {"temperature": 3},
+            {"best_of_n": 65},
+            {"messages": []},
+            {"stream": "yes"},
+        ]
+        for bad in wrong:
             assert not validator.is_valid({**good, **bad}), bad
 
 
