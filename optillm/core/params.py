@@ -98,8 +98,9 @@ class Param:
         if self.rule.ge is not None or self.rule.le is not None:
             low = "" if self.rule.ge is None else f"{self.rule.ge:g}"
             high = "" if self.rule.le is None else f"{self.rule.le:g}"
-            where = "of length " if get_origin(base) is tuple else "from "
-            words += f" {where}{low} to {high}" if low and high else f" at least {low}{high}"
+            span = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
+            sized = get_origin(base) is tuple
+            words += (" of length " if sized else " from " if low and high else " ") + span
         return words + (" or null" if optional else "")
 
     def check(self, value: Any, where: str | None = None) -> Any:

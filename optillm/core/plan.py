@@ -31,7 +31,7 @@ MAX_DEPTH = 16
 """Compositions inside one another."""
 _MAX_PARENTHESES = 64
 
-_SLUG = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_SLUG = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.S)

@@ -18,9 +18,17 @@ from optillm.core.registry import Registry
 from optillm.core.run import Caps, Run
 from optillm.core.upstream import Upstream
 from optillm.faces.chat import Chat
+from optillm.faces.openapi import openapi
 from optillm.faces.service import Service, new_run_id
 from optillm.observe.conversations import ConversationLog
-from optillm.protocol.errors import MethodNotAllowed, NotFound, OptiError, Overloaded, Unauthorized
+from optillm.protocol.errors import (
+    MethodNotAllowed,
+    NotFound,
+    OptiError,
+    Overloaded,
+    Unauthorized,
+    internal_error,
+)
 from optillm.settings import Settings, UpstreamSettings, sha256
 from optillm.store.runs import RunStore, open_store
 from optillm.upstreams.capabilities import Capabilities
@@ -64,6 +72,7 @@ class App:
             "/v1/models": self._models,
             "/v1/approaches": self._approaches,
             "/v1/runs": self._runs,
+            "/openapi.json": self._openapi,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,8 +174,7 @@ class App:
         except Exception:
             # The outermost edge: nothing of the fault is shown, its id is.
             log.exception("request %s failed", request_id)
-            fault = OptiError(f"internal error; the server's log tells more under {request_id}")
-            await send_json(send, 500, fault.envelope(), {"X-Request-Id": request_id})
+            await send_json(send, 500, internal_error(request_id).envelope(), {"X-Request-Id": request_id})
 
     async def _dispatch(
         self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive, send: Send, request_id: str
@@ -237,7 +245,7 @@ class App:
         return (200 if ready else 503), {"status": "ready" if ready else "not ready", "upstreams": reasons}
 
     async def _models(self, tenant: str, scope: Scope) -> tuple[int, Any]:
-        models = [dict(m) for m in await self._routes.models()]
+        models = [_model_object(m) for m in await self._routes.models()]
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         if query.get("approaches", ["0"])[-1] in ("1", "true"):
             models += [
@@ -251,8 +259,11 @@ class App:
     async def _model(self, name: str, tenant: str) -> tuple[int, Any]:
         for model in await self._routes.models():
             if model["id"] == name:
-                return 200, model
+                return 200, _model_object(model)
         raise NotFound(f"there is no model '{name}'", param="model", code="model_not_found")
+
+    async def _openapi(self, tenant: str, scope: Scope) -> tuple[int, Any]:
+        return 200, openapi(self.registry)
 
     async def _approaches(self, tenant: str, scope: Scope) -> tuple[int, Any]:
         return 200, {"object": "list", "data": [a.describe() for a in self.registry]}
@@ -284,6 +295,11 @@ def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HT
         session=session,
         options=options,
     )
+
+
+def _model_object(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as the protocol has it, also from an upstream that names nothing but its id."""
+    return {"id": model["id"], "object": "model", "created": 0, "owned_by": "upstream", **model}
 
 
 def _only(method: str, *allowed: str) -> None:

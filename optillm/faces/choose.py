@@ -144,7 +144,7 @@ def take_params(
                 found = [p for p in registry[name].params if short in (p.name, p.request_name)]
                 if not found:
                     near = near_names(short, [p.name for p in registry[name].params] or ["(none)"])
-                    raise InvalidRequest(f"'{name}' has no parameter '{short}'.{near}", param=where)
+                    raise InvalidRequest(f"'{name}' has no parameter '{short[:100]}'.{near}", param=where)
                 if name in running:
                     taken.setdefault(name, {})[found[0].name] = found[0].check(inner, f"{where}.{short}")
                 else:
@@ -153,7 +153,9 @@ def take_params(
             owners = [(s, p) for s in sorted(running) for p in registry[s].params if p.name == name]
             if len(owners) != 1:
                 names = [*known, *(p.name for s in running for p in registry[s].params)]
-                raise InvalidRequest(f"unknown parameter '{name}'.{near_names(name, names)}", param=where)
+                raise InvalidRequest(
+                    f"unknown parameter '{name[:100]}'.{near_names(name, names)}", param=where
+                )
             slug, param = owners[0]
             taken.setdefault(slug, {})[param.name] = param.check(value, where)
     return taken, warnings
