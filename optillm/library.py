@@ -58,7 +58,7 @@ async def solve(
 
     Args:
         messages: a question, or OpenAI chat messages.
-        approach: a slug or a composition: ``mcts``, ``re2&moa``, ``bon|moa``.
+        approach: a slug or a composition: ``mcts``, ``re2&moa``, ``(moa|mcts)>bon``.
         model: the upstream's model.
         upstream: a base URL (up to ``/v1``), an ``AsyncOpenAI`` client, or an ``Upstream``.
         key: API key for a base URL.
