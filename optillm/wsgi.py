@@ -5,6 +5,7 @@ Settings come from the environment and the config file it names.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 
@@ -13,18 +14,22 @@ def create_app() -> Any:
 
     Raises:
         MissingExtra: a2wsgi is not installed.
+        SettingsError: a bad setting.
     """
     from optillm.faces.app import App
-    from optillm.plugins import builtin_registry, load_registry
+    from optillm.plugins import load_registry
     from optillm.protocol.errors import MissingExtra
-    from optillm.settings import from_environment
+    from optillm.settings import from_environment, plugins_of
 
     try:
         from a2wsgi import ASGIMiddleware
     except ImportError:
         raise MissingExtra("wsgi", "the WSGI bridge") from None
-    settings = from_environment(builtin_registry())
-    registry = load_registry(settings.plugins_dir, allow_override=settings.allow_override)
+    folder, override = plugins_of(())
+    registry = load_registry(folder, allow_override=override)
+    settings = from_environment(registry)
+    for warning in settings.warnings:
+        logging.getLogger("optillm").warning(warning)
     application: Any = App(settings, registry)
     return ASGIMiddleware(application)
 
