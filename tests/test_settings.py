@@ -21,11 +21,11 @@ from optillm.settings import OPTIONS, Key, Settings, SettingsError, load, parser
 REGISTRY = builtin_registry()
 
 
-def settings(*argv: str, has: tuple[str, ...] = ("embedded",), **environ: str) -> Settings:
+def settings(*argv: str, has: Any = ("embedded",), **environ: Any) -> Settings:
     return load(argv, environ, REGISTRY, lambda what: what in has)
 
 
-def refusal(*argv: str, has: tuple[str, ...] = ("embedded",), **environ: str) -> str:
+def refusal(*argv: str, has: Any = ("embedded",), **environ: Any) -> str:
     with pytest.raises(SettingsError) as caught:
         settings(*argv, has=has, **environ)
     message = str(caught.value)
