@@ -220,9 +220,10 @@ class LLM:
         if self.options.n != 1 or self.options.n_given:
             body["n"] = self.options.n
         call = Call(body, self.run.id, self.run.bearer)
-        record = self._begin("none", body, route, None)
+        record: CallRecord | None = None
         try:
             async with self.run.budget.call():
+                record = self._begin("none", body, route, None)
                 if self.live and self.run.sink is not None:
                     return await self._forward_stream(call, route, record, self.run.sink)
                 raw = await route.upstream.complete(call)
@@ -231,10 +232,12 @@ class LLM:
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, replies, read_usage(completion.usage, route.price, shown))
         except BaseException as error:
-            record.error = str(error) or type(error).__name__
+            if record is not None:
+                record.error = str(error) or type(error).__name__
             raise
         finally:
-            self._end(record)
+            if record is not None:
+                self._end(record)
         return Answer(replies, raw=raw)
 
     async def _forward_stream(self, call: Call, route: Route, record: CallRecord, sink: Sink) -> Answer:
@@ -344,9 +347,11 @@ class LLM:
         view: Callable[[], StreamView] | None,
         index: int,
     ) -> list[Reply]:
-        record = self._begin(stage, body, route, tag)
+        # A call that the budget refuses was never made: it has no record.
+        record: CallRecord | None = None
         try:
             async with self.run.slots, self.run.budget.call():
+                record = self._begin(stage, body, route, tag)
                 call = Call(body, self.run.id, self.run.bearer)
                 if view is None:
                     completion = parse_completion(await route.upstream.complete(call))
@@ -358,10 +363,12 @@ class LLM:
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
         except BaseException as error:
-            record.error = str(error) or type(error).__name__
+            if record is not None:
+                record.error = str(error) or type(error).__name__
             raise
         finally:
-            self._end(record)
+            if record is not None:
+                self._end(record)
         self.run.system_fingerprint = self.run.system_fingerprint or fingerprint
         await self._progress(f"{stage}: {_brief([r.visible or r.finish_reason for r in replies])}")
         return replies

@@ -77,7 +77,16 @@ async def test_a_run_that_was_cut_short() -> None:
         answer = await proxy.ask("bon-m", optillm_budget={"max_calls": 2})
         run = await run_of(proxy, answer.info["run_id"])
     assert (run["cut_short"], run["calls"], run["error"]) == ("max_calls", 2, None)
+    # Calls that the budget refused were not made.
+    calls = [r for r in run["records"] if r["kind"] == "call"]
+    assert [(c["stage"], c["error"]) for c in calls] == [("bon.sample", None), ("bon.rate", None)]
     assert run["choices"][0]["message"]["content"] == answer.text
+
+
+async def test_the_depth_is_that_of_the_calls_that_were_made() -> None:
+    async with ScriptedUpstream(script) as up, serving(up) as proxy:
+        answer = await proxy.ask("bon-m", optillm_budget={"max_calls": 1})
+        assert (answer.info["calls"], answer.info["depth"], len(up.calls)) == (1, 1, 1)
 
 
 async def test_a_run_that_failed() -> None:
