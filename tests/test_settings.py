@@ -183,7 +183,7 @@ def test_a_bad_value_names_its_variable_and_what_is_allowed(name: str, text: str
         (["--prot", "1"], "unknown argument '--prot'. Did you mean '--port'?"),
         (["stray"], "unknown argument 'stray'."),
         (["--port"], "--port: expected one argument"),
-        (["--approach", "zzz"], "--approach: unknown approach 'zzz'"),
+        (["--approach", "zzz"], "unknown approach 'zzz'"),
         (["--approach", "moa&zzz"], "zzz"),
         (["--approach", "none&re2"], "'none' cannot be part"),
         (["--approach", "bon(n=0)"], "1 to 64"),
