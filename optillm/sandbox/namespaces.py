@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from optillm.core.tools import Outcome
 from optillm.protocol.errors import SandboxUnavailable
 from optillm.sandbox.checks import check_run
 from optillm.sandbox.runtime import PRELOADED, Runtime, find_runtime
-from optillm.sandbox.wire import HEADER, frame, pack_files, unpack_files
+from optillm.sandbox.wire import HEADER, frame, message_of
 
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -102,19 +101,20 @@ class NamespaceSandbox:
             "code": code,
             "timeout": timeout,
             "memory_mb": memory_mb,
-            "files": pack_files(files),
             "stdin": stdin,
             "keep_files": keep_files,
         }
         async with self._slots:
             zygote = await self._ready()
-            reply = await zygote.exchange(frame(job), timeout + self._grace)
+            reply = await zygote.exchange(frame(job, files), timeout + self._grace)
         if reply is None:
             await zygote.close()
             return Outcome("killed", None, "", "the sandbox was ended from outside", 0.0, empty())
         if "fault" in reply:
             raise SandboxUnavailable(f"the sandbox could not start a run: {reply['fault']}")
-        reply["files"] = MappingProxyType(unpack_files(reply["files"]))
+        if "bad_files" in reply:
+            raise ValueError(f"files: {reply['bad_files']}")
+        reply["files"] = MappingProxyType(reply["files"])
         return Outcome(**reply)
 
     async def aclose(self) -> None:
@@ -196,8 +196,8 @@ class _Zygote:
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(self._control, frame(config))
-            (size,) = HEADER.unpack(await self._exactly(HEADER.size))
-            reply = json.loads(await self._exactly(size))
+            sizes = HEADER.unpack(await self._exactly(HEADER.size))
+            reply = message_of(*[await self._exactly(size) for size in sizes])
         except (OSError, EOFError):
             raise SandboxUnavailable(f"the sandbox ended while it started; {_HELP}") from None
         if "error" in reply:
@@ -227,9 +227,8 @@ class _Zygote:
         try:
             async with asyncio.timeout(timeout):
                 writer.write(job)
-                (size,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                reply: dict[str, Any] = json.loads(await reader.readexactly(size))
-                return reply
+                sizes = HEADER.unpack(await reader.readexactly(HEADER.size))
+                return message_of(*[await reader.readexactly(size) for size in sizes])
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             return None
         finally:

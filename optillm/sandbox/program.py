@@ -30,6 +30,7 @@ def execute(code: str, out_of_memory: Callable[[], None]) -> int:
     main.__dict__.update(__builtins__=builtins, __file__=FILENAME)
     sys.modules["__main__"] = main
     sys.argv = [FILENAME]
+    sys.path.insert(0, os.getcwd())
     linecache.cache[FILENAME] = (len(code), None, code.splitlines(keepends=True), FILENAME)
     status = 0
     try:

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from optillm.sandbox import jail
 from optillm.sandbox.linux import Kernel
 from optillm.sandbox.program import execute
-from optillm.sandbox.wire import frame, pack_files, receive, unpack_files
+from optillm.sandbox.wire import frame, receive
 
 _CONTROL = 0
 _PIPE_READ = 1 << 16
@@ -54,6 +54,10 @@ def main() -> None:
         return
     kernel.die_with_parent()
     _Zygote(kernel, control, config).serve()
+
+
+class _BadFiles(Exception):
+    """The files of a job do not fit into a folder together."""
 
 
 class _Zygote:
@@ -121,7 +125,10 @@ class _Zygote:
             self.kernel.die_with_parent()
             job = receive(channel)
             if job is not None:
-                channel.sendall(frame(_Run(self.kernel, self.proc, self.base, self.config, job).outcome(channel)))
+                run = _Run(self.kernel, self.proc, self.base, self.config, job)
+                channel.sendall(frame(*run.outcome(channel)))
+        except _BadFiles as error:
+            channel.sendall(frame({"bad_files": str(error)}))
         except OSError as error:
             with contextlib.suppress(OSError):
                 channel.sendall(frame({"fault": str(error)}))
@@ -143,11 +150,14 @@ class _Run:
         self.verdict: str | None = None
         self.started = 0.0
 
-    def outcome(self, channel: socket.socket) -> dict[str, Any]:
-        """Run the code to its end, or end it; the outcome as a message."""
+    def outcome(self, channel: socket.socket) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Run the code to its end, or end it; the outcome, and the files that it left."""
         jail.enter_run(self.kernel, self.proc, self.scratch_mb)
         os.close(self.proc)
-        jail.put_files(unpack_files(self.job["files"]))
+        try:
+            jail.put_files(self.job["files"])
+        except OSError as error:
+            raise _BadFiles(str(error)) from None
         init = self._fork_init()
         stdout, stderr, memory, ready = (os.pipe() for _ in range(4))
         stdin = _sealed(self.job["stdin"].encode(errors="replace"))
@@ -175,14 +185,14 @@ class _Run:
             files, complete = jail.take_files(self.scratch_mb << 20)
             if not complete:
                 verdict = "output"
-        return {
+        message = {
             "status": verdict,
             "exit_code": exit_code,
             "stdout": watched.out[: self.cap].decode(errors="replace"),
             "stderr": self._without_paths(watched.err.decode(errors="replace")),
             "seconds": seconds,
-            "files": pack_files(files),
         }
+        return message, files
 
     def _fork_init(self) -> int:
         """Process 1 of the run's namespace: does nothing, and with it all the others end."""
@@ -190,6 +200,7 @@ class _Run:
         if child:
             return child
         try:
+            os.setsid()
             signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
             self.kernel.die_with_parent()
             self.kernel.drop_privileges()
@@ -203,6 +214,8 @@ class _Run:
         try:
             # 3 tells of a MemoryError, 4 that the walls stand; nothing else is open.
             _place((stdin, stdout, stderr, memory, ready))
+            # A process group reaches across namespaces: kill(0, …) would hit the supervisor.
+            os.setsid()
             os.nice(10)
             jail.limit(
                 int(self.job["timeout"]) + 1,
