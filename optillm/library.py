@@ -14,12 +14,14 @@ from optillm.core.execute import Outcome
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
 from optillm.core.run import Run
+from optillm.core.tools import Tools
 from optillm.core.trace import Trace
 from optillm.core.upstream import Upstream
 from optillm.faces.respond import completion
 from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.plugins import builtin_registry
 from optillm.protocol.chat import ChatRequest, parse_request
+from optillm.sandbox.choose import open_sandbox
 from optillm.upstreams.capabilities import Capabilities
 from optillm.upstreams.client import ClientUpstream
 from optillm.upstreams.openai_http import OpenAIUpstream, make_session
@@ -52,6 +54,7 @@ async def solve(
     key: str | None = None,
     registry: Registry | None = None,
     observer: Any = None,
+    tools: Tools | None = None,
     **fields: Any,
 ) -> Solution:
     """Answer a conversation with a technique.
@@ -64,6 +67,8 @@ async def solve(
         key: API key for a base URL.
         registry: the approaches; the built-in and installed ones if None.
         observer: called with each record of the trace, as it is made.
+        tools: services for techniques that run code; if None, they are made when one is needed and ended
+            with the call.
         fields: parameters of the approach by short or request name (``simulations=4``), and any
             field of a chat-completion request (``temperature``, ``n``, ``optillm_budget``…).
 
@@ -84,12 +89,24 @@ async def solve(
     raw, request = parse_request(to_json(body))
     async with AsyncExitStack() as stack:
         router = Router([Named(await _upstream(upstream, key, stack))])
-        service = Service(registry=approaches, models=_Exact(router), learned=Capabilities())
+        service = Service(
+            registry=approaches,
+            models=_Exact(router),
+            learned=Capabilities(),
+            tools=_tools(stack) if tools is None else tools,
+        )
         prepared = await service.prepare(raw, request)
         run = service.start(prepared, run_id=new_run_id(), tenant="library")
         if observer is not None:
             run.observers.append(observer)
         return _solution(prepared, run, await service.run(prepared, run))
+
+
+def _tools(stack: AsyncExitStack) -> Tools:
+    sandbox = open_sandbox()
+    if sandbox is not None:
+        stack.push_async_callback(sandbox.aclose)
+    return Tools(sandbox)
 
 
 def solve_sync(messages: str | Iterable[Mapping[str, Any]], **arguments: Any) -> Solution:

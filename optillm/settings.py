@@ -93,6 +93,7 @@ class Settings:
     connect_timeout: float = 5.0
     shutdown_timeout: float = 30.0
     store: str = ""
+    sandbox: str = "auto"
     stream_progress: str = "reasoning"
     forward_bearer: bool | None = None
     n_mode: str = "auto"
@@ -199,6 +200,11 @@ OPTIONS = (
     Option("connect_timeout", "seconds to connect to an upstream", ge=0.01),
     Option("shutdown_timeout", "seconds that running requests get at shutdown", ge=0),
     Option("store", "where run traces are kept: empty for memory, or sqlite:///PATH"),
+    Option(
+        "sandbox",
+        "where techniques run model-written code: the best wall that this machine has, one wall, or nowhere",
+        choices=("auto", "namespaces", "wasm", "off"),
+    ),
     Option(
         "stream_progress",
         "how a streaming client sees what a technique does",

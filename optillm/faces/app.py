@@ -16,11 +16,13 @@ import aiohttp
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Run
+from optillm.core.tools import Tools
 from optillm.core.upstream import Upstream
 from optillm.faces.chat import Chat
 from optillm.faces.service import Service, new_run_id
 from optillm.observe.conversations import ConversationLog
 from optillm.protocol.errors import MethodNotAllowed, NotFound, OptiError, Overloaded, Unauthorized
+from optillm.sandbox.choose import open_sandbox
 from optillm.settings import Settings, UpstreamSettings, sha256
 from optillm.store.runs import RunStore, open_store
 from optillm.upstreams.capabilities import Capabilities
@@ -108,6 +110,10 @@ class App:
         upstreams = [Named(upstream_of(u, session, options), u.models) for u in s.upstreams]
         router = Router(upstreams, s.prices)
         self._stack.push_async_callback(router.aclose)
+        # Nothing is started before the first technique that runs code.
+        sandbox = open_sandbox(s.sandbox)
+        if sandbox is not None:
+            self._stack.push_async_callback(sandbox.aclose)
         service = Service(
             registry=self.registry,
             models=router,
@@ -122,6 +128,7 @@ class App:
             n=s.n,
             params=s.params,
             progress=s.stream_progress,
+            tools=Tools(sandbox),
         )
         conversations = None
         if s.log_conversations:
