@@ -106,7 +106,7 @@ class Run:
         seed: int | None = None,
         sink: Sink | None = None,
         bearer: str | None = None,
-        tools: Tools = Tools(),
+        tools: Tools | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.id = id
@@ -117,7 +117,7 @@ class Run:
         self.caps = caps
         self.sink = sink
         self.bearer = bearer
-        self.tools = tools
+        self.tools = tools or Tools()
         self.trace = Trace(clock or asyncio.get_running_loop().time)
         self.budget = Budget(limits, asyncio.get_running_loop().time())
         self.seed = random.SystemRandom().getrandbits(63) if seed is None else seed

@@ -14,8 +14,8 @@ from optillm.core.frozen import empty, freeze
 from optillm.core.plan import units
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Learned, Route, Run, Sink
-from optillm.core.tools import Tools
 from optillm.core.task import Options, Task
+from optillm.core.tools import Tools
 from optillm.faces.choose import choose, take_params, take_tags
 from optillm.protocol.chat import ChatRequest, Nested
 from optillm.protocol.errors import InvalidRequest
@@ -98,7 +98,7 @@ class Service:
     n: int = 1
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=empty)
     progress: str = "reasoning"
-    tools: Tools = Tools()
+    tools: Tools = field(default_factory=Tools)
 
     async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
         """Understand a request; makes no upstream call but the list of models, if it must.

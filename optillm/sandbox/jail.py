@@ -56,7 +56,9 @@ def leave_host(kernel: Kernel) -> None:
     if helper == 0:
         # Only a process outside may write a map of several users.
         try:
-            os.read(unshared[0], 1)
+            os.close(unshared[1])
+            if not os.read(unshared[0], 1):
+                os._exit(0)
             if uid != 0:
                 _write(f"/proc/{parent}/setgroups", "deny")
             _write(f"/proc/{parent}/uid_map", uids)

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import optillm
 from optillm.core.frozen import empty
 from optillm.core.tools import Outcome
 from optillm.protocol.errors import SandboxUnavailable
@@ -134,7 +133,7 @@ class NamespaceSandbox:
             return self._zygote
 
     async def _start(self) -> _Zygote:
-        runtime = self._runtime or await asyncio.to_thread(find_runtime)
+        runtime: Runtime = self._runtime or await asyncio.to_thread(find_runtime)
         config = {
             "paths": runtime.paths,
             "hidden": runtime.hidden,
@@ -167,8 +166,8 @@ class _Zygote:
             ours.setblocking(False)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _START),
-                str(Path(optillm.__file__).parents[1]),
-                stdin=theirs,
+                str(Path(__file__).parents[2]),
+                stdin=theirs.fileno(),
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
                 env=dict(_ENVIRONMENT),

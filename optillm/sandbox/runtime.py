@@ -55,7 +55,7 @@ def find_runtime(packages: Sequence[str] = PACKAGES) -> Runtime:
         f"{libraries}/{version}/dist-packages",
         "/usr/lib/python3/dist-packages",
     )
-    renamed = {path: "<packages>" for path in folders}
+    renamed = dict.fromkeys(folders, "<packages>")
     renamed |= {stdlib: "<python>", sys.base_prefix: "<prefix>", sys.prefix: "<prefix>"}
     return Runtime(
         _outermost((*_SYSTEM, libraries, stdlib, dynload)),

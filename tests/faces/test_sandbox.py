@@ -47,7 +47,9 @@ async def test_the_server_runs_code_and_ends_what_it_started() -> None:
             answer = await proxy.ask("runs_code-m")
             assert answer.status == 200, answer.json
             run = (await proxy.get("/v1/runs/" + answer.json["id"])).json
-            assert {"status": "ok", "stdout": "{2: 2, 3: 1}\n"} in [r["data"] for r in run["records"] if r["kind"] == "note"]
+            assert {"status": "ok", "stdout": "{2: 2, 3: 1}\n"} in [
+                r["data"] for r in run["records"] if r["kind"] == "note"
+            ]
         assert settled(until=lambda now: now == before) == before
 
 

@@ -27,9 +27,9 @@ def descendants(root: int | None = None) -> frozenset[int]:
 
 
 def settled(seconds: float = 10, until: Callable[[frozenset[int]], bool] | None = None) -> frozenset[int]:
-    """The descendants, once two looks agree and the condition holds, or time is up."""
+    """The descendants, once the condition holds (no run is left), or time is up."""
     end = time.monotonic() + seconds
-    before, now = frozenset({-1}), descendants()
+    now = descendants()
     while time.monotonic() < end and not (len(now) <= 2 if until is None else until(now)):
-        before, now = now, descendants()
+        now = descendants()
     return now

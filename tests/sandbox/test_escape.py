@@ -160,7 +160,16 @@ def test_names_are_not_looked_up(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/x", "/dev/x", "/usr/lib/x", "/root/x", "/tmp/x", "STDLIB/x.py", "STDLIB/os.py", "SITE/numpy/__init__.py"],
+    [
+        "/x",
+        "/dev/x",
+        "/usr/lib/x",
+        "/root/x",
+        "/tmp/x",
+        "STDLIB/x.py",
+        "STDLIB/os.py",
+        "SITE/numpy/__init__.py",
+    ],
 )
 def test_nothing_is_written_outside_the_scratch_folder(run: Run, path: str) -> None:
     outcome = run(
@@ -362,7 +371,9 @@ def test_each_run_draws_its_own_random_numbers(run: Run) -> None:
 def test_errors_show_no_path_of_this_machine(run: Run) -> None:
     import sys
 
-    text = "".join(run(f"import json, sympy\n{call}").stderr for call in ("json.loads('{')", "sympy.sympify('1 +')"))
+    text = "".join(
+        run(f"import json, sympy\n{call}").stderr for call in ("json.loads('{')", "sympy.sympify('1 +')")
+    )
     assert text.count('File "main.py", line 2') == 2
     assert 'File "<python>/json/__init__.py"' in text
     assert 'File "<packages>/sympy/core/sympify.py"' in text

@@ -67,7 +67,8 @@ def test_code_is_main_with_one_namespace(run: Run) -> None:
         "class Point:\n"
         "    x: int\n"
         "print(__name__, __file__, [n for n in range(5) if n < limit and even(n)], locals() is globals())\n"
-        "print(pickle.loads(pickle.dumps(Point(1))), typing.get_type_hints(Point), sys.modules['__main__'].limit)\n"
+        "print(pickle.loads(pickle.dumps(Point(1))), typing.get_type_hints(Point),"
+        " sys.modules['__main__'].limit)\n"
         "print(inspect.getsource(even).strip())\n"
     )
     assert outcome.status == "ok", outcome.stderr
