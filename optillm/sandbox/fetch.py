@@ -45,7 +45,7 @@ def complete(folder: Path) -> bool:
 def find_deno() -> str | None:
     """The program ``deno`` of the package of that name, or None if it is not installed."""
     try:
-        from deno import find_deno_bin  # type: ignore[import-not-found, unused-ignore]
+        from deno import find_deno_bin
 
         return str(find_deno_bin())
     except (ImportError, FileNotFoundError):

@@ -133,7 +133,9 @@ class NamespaceSandbox:
             return self._zygote
 
     async def _start(self) -> _Zygote:
-        runtime: Runtime = self._runtime or await asyncio.to_thread(find_runtime)
+        runtime = self._runtime
+        if runtime is None:
+            runtime = await asyncio.to_thread(find_runtime)
         config = {
             "paths": runtime.paths,
             "hidden": runtime.hidden,

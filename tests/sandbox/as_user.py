@@ -55,7 +55,8 @@ def walls() -> str:
             "    except OSError:\n"
             "        return True\n"
             "print(os.getresuid(), os.listdir('.'), z3.simplify(z3.IntVal(1) + 1))\n"
-            "print(refused(open, '/etc/passwd'), refused(socket.socket), refused(os.fork), refused(os.setuid, 0))\n"
+            "print(refused(open, '/etc/passwd'), refused(socket.socket), end=' ')\n"
+            "print(refused(os.fork), refused(os.setuid, 0))\n"
             "print(*(refused(open, p, 'w') for p in ('/x', '/dev/x', z3.__file__, os.__file__)))\n"
             f"print(refused(os.kill, {os.getpid()}, 9), os.kill(0, 0))\n"
         )
