@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
-
-from optillm.core.frozen import empty
 
 Status = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 
@@ -48,7 +47,7 @@ class Sandbox(Protocol):
         *,
         timeout: float = 30.0,
         memory_mb: int = 1024,
-        files: Mapping[str, bytes] = empty(),
+        files: Mapping[str, bytes] = MappingProxyType({}),
         stdin: str = "",
         keep_files: bool = False,
     ) -> Outcome:

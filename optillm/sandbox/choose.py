@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
-from optillm.core.frozen import empty
 from optillm.core.tools import Outcome, Sandbox
 from optillm.protocol.errors import SandboxUnavailable
 from optillm.sandbox.namespaces import NamespaceSandbox
@@ -96,7 +96,7 @@ class FirstAvailable:
         *,
         timeout: float = 30.0,
         memory_mb: int = 1024,
-        files: Mapping[str, bytes] = empty(),
+        files: Mapping[str, bytes] = MappingProxyType({}),
         stdin: str = "",
         keep_files: bool = False,
     ) -> Outcome:

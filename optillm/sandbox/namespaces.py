@@ -90,7 +90,7 @@ class NamespaceSandbox:
         *,
         timeout: float = 30.0,
         memory_mb: int = 1024,
-        files: Mapping[str, bytes] = empty(),
+        files: Mapping[str, bytes] = MappingProxyType({}),
         stdin: str = "",
         keep_files: bool = False,
     ) -> Outcome:

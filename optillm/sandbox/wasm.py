@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from optillm.core.frozen import empty
 from optillm.core.tools import Outcome
 from optillm.protocol.errors import SandboxUnavailable
 from optillm.sandbox.checks import check_run
@@ -72,7 +71,7 @@ class WasmSandbox:
         *,
         timeout: float = 30.0,
         memory_mb: int = 1024,
-        files: Mapping[str, bytes] = empty(),
+        files: Mapping[str, bytes] = MappingProxyType({}),
         stdin: str = "",
         keep_files: bool = False,
     ) -> Outcome:

@@ -51,7 +51,7 @@ def test_every_way_out_is_closed(tmp_path: Path) -> None:
             + "attempt(subprocess.run, ['true'])\n"
             + "attempt(os.fork)\n"
             # The JavaScript around it is within reach; Deno's permissions are the wall.
-            + f"attempt(run_js, '(1).constructor.constructor(`return Deno`)().readTextFileSync(`{secret}`)')\n"
+            + f"attempt(run_js, 'eval(`Deno`).readTextFileSync(`{secret}`)')\n"
             + "import js, pyodide_js\n"
             + "reach = pyodide_js.constructor.constructor\n"
             + f"attempt(reach('return Deno.readTextFileSync(`{secret}`)'))\n"
