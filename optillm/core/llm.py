@@ -11,12 +11,14 @@ from optillm.core.reply import Answer, Reply, parse_completion
 from optillm.core.run import Route, Run, Sink
 from optillm.core.streaming import Assembler, StreamView
 from optillm.core.task import LIMIT_FIELDS, Messages, Options, Task
+from optillm.core.tools import Sandbox
 from optillm.core.trace import DEPTH, CallRecord, NoteRecord
 from optillm.core.upstream import Call
 from optillm.core.usage import Usage, read_usage
 from optillm.protocol.errors import (
     BudgetExceeded,
     OptiError,
+    SandboxUnavailable,
     UpstreamEmpty,
     UpstreamError,
     UpstreamTimeout,
@@ -66,6 +68,17 @@ class LLM:
     def nonce(self) -> str:
         """The run's own random mark around text that is data, not instructions."""
         return f"{self.run.rng('nonce').getrandbits(48):012x}"
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where a technique runs code.
+
+        Raises:
+            SandboxUnavailable: the operator switched it off.
+        """
+        if self.run.tools.sandbox is None:
+            raise SandboxUnavailable("this technique runs code, and this server has no sandbox (--sandbox)")
+        return self.run.tools.sandbox
 
     async def ask(
         self,
