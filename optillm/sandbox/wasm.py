@@ -83,7 +83,8 @@ class WasmSandbox:
                 raise SandboxUnavailable("the sandbox is closed")
             mine, self._next = self._next or self._launch(), None
             host = await mine
-            self._next = self._launch()
+            if not self._closed:
+                self._next = self._next or self._launch()
             try:
                 reply = await host.exchange(job, timeout, self._grace, memory_mb)
             finally:
