@@ -59,6 +59,7 @@ class LLM:
         """The answer if the run had to end now."""
         self.shown = False
         """Whether the client has seen part of an answer."""
+        self._draft = False
 
     @property
     def nonce(self) -> str:
@@ -80,12 +81,7 @@ class LLM:
         Raises:
             OptiError: the upstream failed, or the budget ended.
         """
-        limit = self.run.caps.helper_max_tokens
-        if cap == "intermediate":
-            limit = self.run.caps.intermediate_max_tokens
-        body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
-        if temperature is not None:
-            body["temperature"] = temperature
+        body = self._helper_body(cap, temperature)
         replies = await self._complete(stage, messages, body, self.run.resolve(model or self.run.model), tag)
         if not replies:
             raise UpstreamEmpty(f"the upstream returned no choice ({stage})")
@@ -98,6 +94,31 @@ class LLM:
             UpstreamError: the upstream refused the call for good (a 4xx but 408 and 429).
         """
         return await self.attempt(self.ask(stage, messages, **options))
+
+    async def asks(
+        self,
+        stage: str,
+        messages: Messages,
+        k: int,
+        *,
+        cap: Cap = "helper",
+        model: str | None = None,
+        temperature: float | None = None,
+        tag: str | None = None,
+    ) -> list[Reply]:
+        """K independent samples of one helper prompt, in index order; see :meth:`sample`.
+
+        None of them is ever taken for the run's answer. Of the client's options they carry the seed
+        alone.
+
+        Raises:
+            OptiError: no sample could be had.
+        """
+        body = self._helper_body(cap, temperature)
+        if self._seed is not None:
+            body["seed"] = self._seed
+        route = self.run.resolve(model or self.run.model)
+        return await self._samples(stage, messages, k, body, route, 0, tag, None)
 
     async def attempt(self, call: Awaitable[T]) -> T | None:
         """The result, or None if the upstream failed or the budget ended; refusals are raised."""
@@ -198,9 +219,35 @@ class LLM:
         DEPTH.set(max(depths, default=start))
         return [task.result() for task in tasks]
 
-    def keep(self, reply: Reply) -> None:
-        """Say which reply is the answer if the run must end now."""
-        self.best = reply
+    async def survivors(self, *calls: Awaitable[T]) -> list[T | None]:
+        """Run calls concurrently; results in index order, None for those that failed.
+
+        Raises:
+            OptiError: an upstream's refusal, or, when all failed, the first one's error.
+        """
+
+        async def one(call: Awaitable[T]) -> T | OptiError:
+            try:
+                return await call
+            except OptiError as error:
+                if not degradable(error):
+                    raise
+                return error
+
+        results = await self.gather(*(one(call) for call in calls))
+        if results and all(isinstance(r, OptiError) for r in results):
+            raise next(r for r in results if isinstance(r, OptiError))
+        return [None if isinstance(r, OptiError) else r for r in results]
+
+    def keep(self, reply: Reply, *, draft: bool = False) -> None:
+        """Say which reply is the answer if the run must end now.
+
+        A draft, such as a plan, is better than nothing: it never takes an answer's place, and the first
+        usable answer takes its.
+        """
+        if draft and self.best is not None and not self._draft:
+            return
+        self.best, self._draft = reply, draft
 
     async def note(self, name: str, **data: Any) -> None:
         """Record scores, votes, a tree or a choice in the trace."""
@@ -222,6 +269,7 @@ class LLM:
         record = self._begin("none", body, route, None)
         try:
             async with self.run.budget.call():
+                record.sent = True
                 if self.live and self.run.sink is not None:
                     return await self._forward_stream(call, route, record, self.run.sink)
                 raw = await route.upstream.complete(call)
@@ -252,6 +300,14 @@ class LLM:
 
     # -- how a call is made ------------------------------------------------------------------
 
+    def _helper_body(self, cap: Cap, temperature: float | None) -> dict[str, Any]:
+        caps = self.run.caps
+        limit = caps.intermediate_max_tokens if cap == "intermediate" else caps.helper_max_tokens
+        body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
+        if temperature is not None:
+            body["temperature"] = temperature
+        return body
+
     def _answer_body(self, temperature: float | None, *, override: bool) -> dict[str, Any]:
         fields = {k: v for k, v in self.options.fields.items() if k not in LIMIT_FIELDS}
         name = self.options.limit_field
@@ -261,10 +317,15 @@ class LLM:
             fields["max_tokens"] = self.run.caps.default_max_tokens
         if temperature is not None and (override or self.options.temperature is None):
             fields["temperature"] = temperature
-        if self.options.seed is not None and self.pipeline:
-            # Pipelines of one request must not draw the same samples.
-            fields["seed"] = self.options.seed + 1000 * self.pipeline
+        if self._seed is not None:
+            fields["seed"] = self._seed
         return fields
+
+    @property
+    def _seed(self) -> int | None:
+        """The client's seed; pipelines of one request must not draw the same samples."""
+        seed = self.options.seed
+        return None if seed is None else seed + 1000 * self.pipeline
 
     async def _samples(
         self,
@@ -346,6 +407,7 @@ class LLM:
         record = self._begin(stage, body, route, tag)
         try:
             async with self.run.slots, self.run.budget.call():
+                record.sent = True
                 call = Call(body, self.run.id, self.run.bearer)
                 if view is None:
                     completion = parse_completion(await route.upstream.complete(call))
@@ -398,7 +460,8 @@ class LLM:
 
     def _end(self, record: CallRecord) -> None:
         record.ended = self.run.trace.clock()
-        DEPTH.set(record.depth)
+        if record.sent:
+            DEPTH.set(record.depth)
 
     def _spend(self, record: CallRecord, replies: tuple[Reply, ...], usage: Any) -> None:
         record.replies, record.usage = replies, usage
@@ -414,9 +477,9 @@ class LLM:
             await self.run.sink.progress(line)
 
     def _offer(self, reply: Reply) -> None:
-        better = self.best is None or (self.best.truncated and not reply.truncated)
+        better = self.best is None or self._draft or (self.best.truncated and not reply.truncated)
         if reply.usable and better:
-            self.best = reply
+            self.keep(reply)
 
 
 def degradable(error: OptiError) -> bool:

@@ -61,6 +61,17 @@ class ApproachParams:
         return ()
 
 
+class FullResponseParams(ApproachParams):
+    """For techniques that can show how they came to their answer."""
+
+    return_full_response: bool = field(
+        False,
+        "return how the answer was found along with it",
+        alias="return_full_response",
+        env="OPTILLM_RETURN_FULL_RESPONSE",
+    )
+
+
 @dataclass(frozen=True)
 class Param:
     """One parameter of one approach, with all its names."""

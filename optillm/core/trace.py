@@ -18,7 +18,7 @@ DEPTH: ContextVar[int] = ContextVar("optillm_depth", default=0)
 
 @dataclass(slots=True)
 class CallRecord:
-    """One upstream call of a run."""
+    """One upstream call of a run; ``sent`` unless the budget refused it."""
 
     stage: str
     unit: str
@@ -32,6 +32,7 @@ class CallRecord:
     raw: bytes | None = None
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
+    sent: bool = False
 
     def to_dict(self, since: float) -> dict[str, Any]:
         """JSON of the call; times in seconds since the start of the run."""
@@ -89,7 +90,7 @@ class Trace:
     @property
     def depth(self) -> int:
         """Upstream calls on the longest chain of calls that each waited for the one before."""
-        return max((r.depth for r in self.records if isinstance(r, CallRecord)), default=0)
+        return max((r.depth for r in self.calls if r.sent), default=0)
 
     @property
     def seconds(self) -> float:
