@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from optillm.core.budget import Limits
-from optillm.core.execute import Job, Outcome, check_worst, execute
+from optillm.core.execute import Job, Outcome, check_tools, check_worst, execute
 from optillm.core.frozen import empty, freeze
 from optillm.core.plan import units
 from optillm.core.registry import Registry
@@ -133,6 +133,7 @@ class Service:
         options = Options(freeze(fields), n, request.n is not None)
         job = Job(choice.plan, self.registry, MappingProxyType(params))
         sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
+        check_tools(job, self.tools)
         check_worst(job, n, sigma, self.max_calls)
         budget = request.optillm_budget or nested.budget
         limits = Limits(

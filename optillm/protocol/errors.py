@@ -129,6 +129,14 @@ class SandboxUnavailable(OptiError):
     code = "sandbox_unavailable"
 
 
+class NotConfigured(OptiError):
+    """The request needs a service that this server was not given; the message says which setting."""
+
+    status = 501
+    type = "not_implemented_error"
+    code = "not_configured"
+
+
 class Overloaded(OptiError):
     """The server is shutting down or full; try again later."""
 
