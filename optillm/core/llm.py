@@ -34,7 +34,7 @@ class LLM:
         options: the client's fields, for answer-producing calls.
         unit: the approach that uses it, for the trace.
         choice: the index of the client's choice that it works for.
-        pipeline: which of the request's n independent pipelines it belongs to.
+        pipeline: its number among what the request runs side by side; each draws samples of its own.
         live: whether its answers may stream to the client.
     """
 
@@ -54,9 +54,11 @@ class LLM:
         self.choice = choice
         self.pipeline = pipeline
         self.live = live and run.sink is not None
-        self.rng = run.rng(f"{unit}/{choice}")
+        self.rng = run.rng(f"{unit}/{pipeline}")
         self.best: Reply | None = None
         """The answer if the run had to end now."""
+        self.shown = False
+        """Whether the client has seen part of an answer."""
 
     @property
     def nonce(self) -> str:
@@ -377,6 +379,8 @@ class LLM:
             if assembler.partial and self.run.budget.ended:
                 self.keep(assembler.partial)
             raise
+        finally:
+            self.shown = self.shown or assembler.partial is not None
         return assembler.replies(), assembler.usage, assembler.system_fingerprint
 
     def _begin(self, stage: str, body: Mapping[str, Any], route: Route, tag: str | None) -> CallRecord:

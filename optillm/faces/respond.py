@@ -67,7 +67,7 @@ def completion(prepared: Prepared, run: Run, outcome: Outcome) -> bytes:
         "object": "chat.completion",
         "created": int(time.time()),
         "model": prepared.asked_model,
-        "choices": choices(outcome),
+        "choices": choices(prepared, outcome),
         "usage": run.budget.usage.to_dict(),
     }
     if run.system_fingerprint:
@@ -82,8 +82,8 @@ def spliced(raw: bytes, info: Mapping[str, Any]) -> bytes:
     return raw[:end] + b',"optillm":' + to_json(info) + b"}"
 
 
-def choices(outcome: Outcome) -> list[dict[str, Any]]:
-    """The choices of all branches, in the order written."""
+def choices(prepared: Prepared, outcome: Outcome) -> list[dict[str, Any]]:
+    """The choices of all branches, in the order written; each names its branch if there are several."""
     return [
         {
             "index": index,
@@ -92,17 +92,17 @@ def choices(outcome: Outcome) -> list[dict[str, Any]]:
             "finish_reason": reply.finish_reason,
             **maker,
         }
-        for index, (reply, maker) in enumerate(made(outcome))
+        for index, (reply, maker) in enumerate(made(prepared, outcome))
     ]
 
 
-def made(outcome: Outcome) -> list[tuple[Reply, dict[str, Any]]]:
-    """All replies, each with the choice's ``optillm`` member that names its branch, if there are several."""
-    several = len(outcome.answers) > 1 or bool(outcome.failed)
+def made(prepared: Prepared, outcome: Outcome) -> list[tuple[Reply, dict[str, Any]]]:
+    """All replies, each with the choice's ``optillm`` member if it is the work of one branch of several."""
+    whole = str(prepared.job.plan)
     return [
-        (reply, {"optillm": {"approach": name}} if several else {})
-        for name, replies in outcome.answers
-        for reply in replies
+        (reply, {"optillm": {"approach": branch.approach}} if branch.approach != whole else {})
+        for branch in outcome.answers
+        for reply in branch.replies
     ]
 
 
@@ -133,7 +133,7 @@ def record(
         "seed": run.seed,
         "error": error,
         "usage": run.budget.usage.to_dict(),
-        "choices": choices(outcome) if outcome else [],
+        "choices": choices(prepared, outcome) if outcome else [],
         "records": run.trace.to_list(),
     }
 

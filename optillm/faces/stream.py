@@ -95,7 +95,7 @@ class EventStream:
         await self.end()
 
     async def _finish_choices(self, outcome: Outcome, info: Mapping[str, Any]) -> None:
-        placed = _placed(made(outcome))
+        placed = _placed(made(self._prepared, outcome))
         last = max(*placed, self._begun - 1)
         await self._begin(last)
         for index in range(last + 1):

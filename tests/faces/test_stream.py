@@ -225,9 +225,9 @@ async def test_a_failed_pipeline_is_named() -> None:
     async with ScriptedUpstream(script) as up, serving(up) as proxy:
         answer = await proxy.ask("bon-m", n=3, seed=1)
         assert (answer.status, answer.texts) == (200, ["text 0", "text 0"])
-        assert "500" in answer.info["failed"]["bon[1]"]
+        assert "500" in answer.info["failed"]["bon"]
         read = chunks(await proxy.events("bon-m", n=3, seed=1))
-        assert "500" in read[-1]["optillm"]["failed"]["bon[1]"]
+        assert "500" in read[-1]["optillm"]["failed"]["bon"]
 
 
 async def test_a_failed_branch_inside_a_chain_is_named() -> None:
@@ -237,7 +237,7 @@ async def test_a_failed_branch_inside_a_chain_is_named() -> None:
     async with ScriptedUpstream(script) as up, serving(up) as proxy:
         answer = await proxy.ask("re2&(bon|cot_reflection)-m")
         assert (answer.status, answer.text) == (200, "text 0")
-        assert "500" in answer.info["failed"]["bon"]
+        assert "500" in answer.info["failed"]["re2&bon"]
 
 
 async def test_choices_that_time_cut_off_end_as_truncated() -> None:
@@ -357,7 +357,7 @@ async def test_a_malformed_event_in_the_middle_ends_with_an_error_event(piece: b
     good = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "so far"}}]}\n\n'
     async with ScriptedUpstream(Raw(good + b"data: " + piece + b"\n\n")) as up, serving(up) as proxy:
         events = await proxy.events(model)
-        assert "so far" in events[0]
+        assert any("so far" in event for event in events[:-1])
         error = json.loads(events[-1])["error"]
         assert set(error) == {"message", "type", "param", "code"} or error["message"] == "overheated"
         assert "[DONE]" not in events
@@ -469,14 +469,14 @@ async def test_concurrent_writers_take_turns() -> None:
 async def test_a_reply_without_a_place_takes_the_first_free_one() -> None:
     from dataclasses import replace
 
-    from optillm.core.execute import Outcome
+    from optillm.core.execute import Choices, Outcome
 
     async with ScriptedUpstream() as up, serving(up) as proxy:
         wire = Wire()
         stream = await stream_of(proxy, wire, silence=100, n=3)
         await stream.delta(1, {"content": "live"})
         live = replace(Said_.of("live and whole"), choice=1)
-        outcome = Outcome((("re2", (Said_.of("a"), live, Said_.of("b"))),), None, {}, {})
+        outcome = Outcome((Choices("re2", 0, (Said_.of("a"), live, Said_.of("b"))),), None, {}, {})
         await stream.finish(outcome)
         read = chunks([b.removeprefix("data: ") for b in wire.body.decode().split("\n\n") if b])
         check_order(read)

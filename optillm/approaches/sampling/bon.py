@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from optillm.core.judges import JudgeParams, judge_calls, score
 from optillm.core.llm import LLM
 from optillm.core.params import field
 from optillm.core.registry import approach
-from optillm.core.reply import Answer, distinct, eligible
+from optillm.core.reply import Answer, Reply, distinct, eligible
 from optillm.core.task import Task
 
 
@@ -17,6 +19,23 @@ class Params(JudgeParams):
     temperature: float = field(1.0, "of the samples", ge=0, le=2)
 
 
+def worst_ratings(p: Params, candidates: int) -> int:
+    """Calls at most to choose from so many candidates."""
+    return judge_calls(p, candidates) if candidates > 1 else 0
+
+
+async def best(task: Task, llm: LLM, p: Params, candidates: Sequence[Reply]) -> Answer:
+    """Rate the distinct usable candidates concurrently, return the highest."""
+    rivals = distinct(eligible(candidates))
+    if len(rivals) < 2:
+        return Answer(tuple(rivals))
+    scores = await score(llm, task, rivals, p, stage="bon.rate")
+    # An unrated candidate stands below every rated one; ties go to the lowest index.
+    winner = max(range(len(rivals)), key=lambda i: (-1.0 if (s := scores[i]) is None else s, -i))
+    await llm.note("bon.scores", scores=scores, winner=winner)
+    return Answer((rivals[winner],))
+
+
 @approach(
     "bon",
     family="sampling",
@@ -24,16 +43,11 @@ class Params(JudgeParams):
     paper="arXiv:2110.14168",
     calls="σ(N) + the judge's: U·judge_samples (U distinct usable samples; none if only one)",
     depth="2",
-    worst=lambda p, sigma: sigma(p.n) + (judge_calls(p, p.n) if p.n > 1 else 0),
+    worst=lambda p, sigma: sigma(p.n) + worst_ratings(p, p.n),
+    reduce=best,
+    worst_reduce=worst_ratings,
 )
 async def bon(task: Task, llm: LLM, p: Params) -> Answer:
-    """Sample N candidates, rate the distinct usable ones concurrently, return the highest."""
+    """Sample N candidates, return the best."""
     samples = await llm.sample("bon.sample", task.messages, p.n, temperature=p.temperature)
-    candidates = distinct(eligible(samples))
-    if len(candidates) < 2:
-        return Answer(tuple(candidates))
-    scores = await score(llm, task, candidates, p, stage="bon.rate")
-    # An unrated candidate stands below every rated one; ties go to the lowest index.
-    winner = max(range(len(candidates)), key=lambda i: (-1.0 if (s := scores[i]) is None else s, -i))
-    await llm.note("bon.scores", scores=scores, winner=winner)
-    return Answer((candidates[winner],))
+    return await best(task, llm, p, samples)
