@@ -27,12 +27,10 @@ class Choices:
 
     Args:
         approach: the branch.
-        first: the index of its first choice while streaming, when no branch has failed yet.
         replies: what it answered.
     """
 
     approach: str
-    first: int
     replies: tuple[Reply, ...]
 
 
@@ -164,7 +162,7 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
     if not good:
         raise _first_error(branches)
     return Outcome(
-        tuple(Choices(b.name, b.place.choice, b.replies) for b in good),
+        tuple(Choices(b.name, b.replies) for b in good),
         run.budget.ended,
         MappingProxyType(execution.failed),
         {key: value for b in good for key, value in b.note.items()},

@@ -11,12 +11,14 @@ from optillm.core.reply import Answer, Reply, parse_completion
 from optillm.core.run import Route, Run, Sink
 from optillm.core.streaming import Assembler, StreamView
 from optillm.core.task import LIMIT_FIELDS, Messages, Options, Task
-from optillm.core.trace import DEPTH, CallRecord
+from optillm.core.tools import Sandbox
+from optillm.core.trace import DEPTH, CallRecord, NoteRecord
 from optillm.core.upstream import Call
-from optillm.core.usage import read_usage
+from optillm.core.usage import Usage, read_usage
 from optillm.protocol.errors import (
     BudgetExceeded,
     OptiError,
+    SandboxUnavailable,
     UpstreamEmpty,
     UpstreamError,
     UpstreamTimeout,
@@ -59,11 +61,24 @@ class LLM:
         """The answer if the run had to end now."""
         self.shown = False
         """Whether the client has seen part of an answer."""
+        self.spent = Usage()
+        """What the calls made through this object cost."""
 
     @property
     def nonce(self) -> str:
         """The run's own random mark around text that is data, not instructions."""
         return f"{self.run.rng('nonce').getrandbits(48):012x}"
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where a technique runs code.
+
+        Raises:
+            SandboxUnavailable: the operator switched it off.
+        """
+        if self.run.tools.sandbox is None:
+            raise SandboxUnavailable("this technique runs code, and this server has no sandbox (--sandbox)")
+        return self.run.tools.sandbox
 
     async def ask(
         self,
@@ -204,8 +219,7 @@ class LLM:
 
     async def note(self, name: str, **data: Any) -> None:
         """Record scores, votes, a tree or a choice in the trace."""
-        self.run.trace.note(name, self.unit, data)
-        self._observe()
+        self._observe(self.run.trace.note(name, self.unit, data))
         await self._progress(name + ": " + ", ".join(f"{k} {_brief(v)}" for k, v in data.items()))
 
     async def forward(self, task: Task) -> Answer:
@@ -219,21 +233,24 @@ class LLM:
         if self.options.n != 1 or self.options.n_given:
             body["n"] = self.options.n
         call = Call(body, self.run.id, self.run.bearer)
-        record = self._begin("none", body, route, None)
+        record: CallRecord | None = None
         try:
             async with self.run.budget.call():
+                record = self._begin("none", body, route, None)
                 if self.live and self.run.sink is not None:
                     return await self._forward_stream(call, route, record, self.run.sink)
                 raw = await route.upstream.complete(call)
-                completion = parse_completion(raw)
+            completion = parse_completion(raw)
+            replies = tuple(completion.replies())
+            shown = "".join(r.reasoning for r in replies)
+            self._spend(record, replies, read_usage(completion.usage, route.price, shown))
         except BaseException as error:
-            record.error = str(error) or type(error).__name__
+            if record is not None:
+                record.error = str(error) or type(error).__name__
             raise
         finally:
-            self._end(record)
-        replies = tuple(completion.replies())
-        shown = "".join(r.reasoning for r in replies)
-        self._spend(record, replies, read_usage(completion.usage, route.price, shown))
+            if record is not None:
+                self._end(record)
         return Answer(replies, raw=raw)
 
     async def _forward_stream(self, call: Call, route: Route, record: CallRecord, sink: Sink) -> Answer:
@@ -343,9 +360,11 @@ class LLM:
         view: Callable[[], StreamView] | None,
         index: int,
     ) -> list[Reply]:
-        record = self._begin(stage, body, route, tag)
+        # A call that the budget refuses was never made: it has no record.
+        record: CallRecord | None = None
         try:
             async with self.run.slots, self.run.budget.call():
+                record = self._begin(stage, body, route, tag)
                 call = Call(body, self.run.id, self.run.bearer)
                 if view is None:
                     completion = parse_completion(await route.upstream.complete(call))
@@ -354,14 +373,16 @@ class LLM:
                 else:
                     assembler = Assembler(self.run.sink, self.choice + index, view)
                     replies, usage, fingerprint = await self._stream(call, route, assembler)
+            shown = "".join(r.reasoning for r in replies)
+            self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
         except BaseException as error:
-            record.error = str(error) or type(error).__name__
+            if record is not None:
+                record.error = str(error) or type(error).__name__
             raise
         finally:
-            self._end(record)
+            if record is not None:
+                self._end(record)
         self.run.system_fingerprint = self.run.system_fingerprint or fingerprint
-        shown = "".join(r.reasoning for r in replies)
-        self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
         await self._progress(f"{stage}: {_brief([r.visible or r.finish_reason for r in replies])}")
         return replies
 
@@ -399,15 +420,16 @@ class LLM:
     def _end(self, record: CallRecord) -> None:
         record.ended = self.run.trace.clock()
         DEPTH.set(record.depth)
+        self._observe(record)
 
-    def _spend(self, record: CallRecord, replies: tuple[Reply, ...], usage: Any) -> None:
+    def _spend(self, record: CallRecord, replies: tuple[Reply, ...], usage: Usage) -> None:
         record.replies, record.usage = replies, usage
+        self.spent += usage
         self.run.budget.spend(usage)
-        self._observe()
 
-    def _observe(self) -> None:
+    def _observe(self, record: CallRecord | NoteRecord) -> None:
         for observer in self.run.observers:
-            observer(self.run.trace.records[-1])
+            observer(record)
 
     async def _progress(self, line: str) -> None:
         if self.run.sink is not None:

@@ -11,17 +11,16 @@ from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import parse_qs
 
-import aiohttp
-
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
-from optillm.core.run import Caps, Run
-from optillm.core.upstream import Upstream
+from optillm.core.run import Run
+from optillm.faces.assemble import assembled
 from optillm.faces.chat import Chat
 from optillm.faces.openapi import openapi
-from optillm.faces.service import Service, new_run_id
+from optillm.faces.service import new_run_id
 from optillm.observe.conversations import ConversationLog
 from optillm.protocol.errors import (
+    Forbidden,
     MethodNotAllowed,
     NotFound,
     OptiError,
@@ -29,11 +28,9 @@ from optillm.protocol.errors import (
     Unauthorized,
     internal_error,
 )
-from optillm.settings import Settings, UpstreamSettings, sha256
+from optillm.settings import SCOPES, Key, Settings, sha256
 from optillm.store.runs import RunStore, open_store
-from optillm.upstreams.capabilities import Capabilities
-from optillm.upstreams.openai_http import HTTPOptions, make_session
-from optillm.upstreams.router import Named, Router, build, tls_context
+from optillm.upstreams.router import Router
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -63,9 +60,9 @@ class App:
         self._starting = asyncio.Lock()
         self._chat: Chat | None = None
         self._router: Router | None = None
-        self._keys = {key.sha256: key.tenant for key in settings.keys}
+        self._keys = settings.keys
         if settings.optillm_api_key:
-            self._keys.setdefault(sha256(settings.optillm_api_key), "default")
+            self._keys = (*settings.keys, Key("default", sha256(settings.optillm_api_key)))
         self._gets: Mapping[str, Callable[[str, Scope], Awaitable[tuple[int, Any]]]] = {
             "/health": self._health,
             "/ready": self._ready,
@@ -104,34 +101,7 @@ class App:
     async def _start(self) -> None:
         s = self.settings
         self._stack.push_async_callback(self.runs.aclose)
-        session = make_session(tls_context(s.ssl_verify, s.ssl_cert_path))
-        self._stack.push_async_callback(session.close)
-        concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
-        options = HTTPOptions(
-            connect_timeout=s.connect_timeout,
-            read_timeout=s.request_timeout,
-            total_timeout=s.request_timeout,
-            retries=s.retries,
-            concurrency=concurrency,
-        )
-        upstreams = [Named(upstream_of(u, session, options), u.models) for u in s.upstreams]
-        router = Router(upstreams, s.prices)
-        self._stack.push_async_callback(router.aclose)
-        service = Service(
-            registry=self.registry,
-            models=router,
-            learned=Capabilities(s.n_mode),
-            caps=Caps(
-                s.default_max_tokens, s.helper_max_tokens, s.intermediate_max_tokens, s.max_concurrency
-            ),
-            deadline=s.request_timeout,
-            max_calls=s.max_upstream_calls,
-            approach=s.approach,
-            model=s.model,
-            n=s.n,
-            params=s.params,
-            progress=s.stream_progress,
-        )
+        service, router = await self._stack.enter_async_context(assembled(s, self.registry))
         conversations = None
         if s.log_conversations:
             conversations = ConversationLog(s.conversation_log_dir)
@@ -184,7 +154,7 @@ class App:
             path = path.rstrip("/")
         if self._chat is None:
             await self.start()
-        tenant, bearer = ("", None) if path in _OPEN else self._enter(given)
+        tenant, bearer = ("", None) if path in _OPEN else self._enter(given, _scope(path))
         if path in ("/v1/chat/completions", "/chat/completions"):
             _only(method, "POST")
             if self.draining:
@@ -209,19 +179,28 @@ class App:
                 return await one(path.removeprefix(root), tenant)
         raise NotFound(f"there is nothing at {path}", code="unknown_path")
 
-    def _enter(self, given: Mapping[bytes, bytes]) -> tuple[str, str | None]:
-        """The tenant of a request, and the token to pass on."""
-        scheme, _, token = given.get(b"authorization", b"").decode("latin-1").partition(" ")
-        token = token.strip() if scheme.lower() == "bearer" else ""
+    def _enter(self, given: Mapping[bytes, bytes], needed: str) -> tuple[str, str | None]:
+        """The tenant of a request, and the token to pass on.
+
+        Raises:
+            Unauthorized: no key, or a wrong one.
+            Forbidden: the key is not for what is asked.
+        """
+        scheme, _, raw = given.get(b"authorization", b"").partition(b" ")
+        raw = raw.strip() if scheme.lower() == b"bearer" else b""
+        token = raw.decode("latin-1")
         if not self._keys:
             return "default", (token or None) if self.settings.forwards_bearer else None
-        digest = sha256(token)
+        digest = sha256(raw)
         # Every key is compared, in constant time, whichever fits.
-        owners = [tenant for known, tenant in self._keys.items() if hmac.compare_digest(known, digest)]
+        owners = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
         if owners:
-            return owners[0], None
+            if needed not in owners[0].scopes:
+                raise Forbidden(f"this key is not for '{needed}' (scopes: {', '.join(owners[0].scopes)})")
+            return owners[0].tenant, None
         if token and self.settings.forward_bearer:
-            return "default", token
+            # A stranger who pays the upstream himself: a tenant of his own, which no key has.
+            return f"bearer:{digest}", token
         raise Unauthorized(
             "this server needs its key as 'Authorization: Bearer …'"
             if not token
@@ -283,23 +262,17 @@ class App:
         return 200, found
 
 
-def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:
-    """The upstream that settings describe."""
-    return build(
-        kind=u.kind,
-        name=u.name,
-        base_url=u.base_url,
-        key=u.key,
-        api_version=u.api_version,
-        model_path=u.model_path,
-        session=session,
-        options=options,
-    )
-
-
 def _model_object(model: Mapping[str, Any]) -> dict[str, Any]:
     """A model as the protocol has it, also from an upstream that names nothing but its id."""
     return {"id": model["id"], "object": "model", "created": 0, "owned_by": "upstream", **model}
+
+
+def _scope(path: str) -> str:
+    """What a key must be for."""
+    chat, models, runs = SCOPES
+    if path.startswith("/v1/runs"):
+        return runs
+    return models if path.startswith(("/v1/models", "/v1/approaches")) else chat
 
 
 def _only(method: str, *allowed: str) -> None:

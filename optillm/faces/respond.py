@@ -83,7 +83,7 @@ def spliced(raw: bytes, info: Mapping[str, Any]) -> bytes:
 
 
 def choices(prepared: Prepared, outcome: Outcome) -> list[dict[str, Any]]:
-    """The choices of all branches, in the order written; each names its branch if there are several."""
+    """The choices of all branches, in the order written."""
     return [
         {
             "index": index,
@@ -97,10 +97,10 @@ def choices(prepared: Prepared, outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def made(prepared: Prepared, outcome: Outcome) -> list[tuple[Reply, dict[str, Any]]]:
-    """All replies, each with the choice's ``optillm`` member if it is the work of one branch of several."""
+    """All replies, each with the choice's ``optillm`` member that names its branch, if there are several."""
     whole = str(prepared.job.plan)
     return [
-        (reply, {"optillm": {"approach": branch.approach}} if branch.approach != whole else {})
+        (reply, {} if branch.approach == whole else {"optillm": {"approach": branch.approach}})
         for branch in outcome.answers
         for reply in branch.replies
     ]

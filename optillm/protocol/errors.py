@@ -121,6 +121,14 @@ class MissingExtra(OptiError):
         self.extra = extra
 
 
+class SandboxUnavailable(OptiError):
+    """Code has to be run, and there is nothing that could hold it; the message says what is missing."""
+
+    status = 501
+    type = "not_implemented_error"
+    code = "sandbox_unavailable"
+
+
 class Overloaded(OptiError):
     """The server is shutting down or full; try again later."""
 

@@ -199,6 +199,7 @@ class OpenAIUpstream:
         return UpstreamError(f"upstream '{self.name}' sent {content_type} for a stream: {start!r}")
 
     def _refused(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
+        body = without_keys(body, response.request_info.headers)
         try:
             parsed = msgspec.json.decode(body)
         except msgspec.DecodeError:
@@ -211,6 +212,15 @@ class OpenAIUpstream:
             body=parsed,
             retry_after=response.headers.get("Retry-After"),
         )
+
+
+def without_keys(body: bytes, sent: Mapping[str, str]) -> bytes:
+    """An error body in which the key that was sent, should the upstream repeat it, is blacked out."""
+    for key in (sent.get("Authorization", "").removeprefix("Bearer "), sent.get("api-key", "")):
+        # A shorter one is a stand-in, and may be a word of the answer.
+        if len(key) >= 8:
+            body = body.replace(key.encode(), b"[redacted]")
+    return body
 
 
 def error_message(body: Mapping[str, Any] | None) -> str:

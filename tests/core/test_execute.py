@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams
 from optillm.core.plan import Chain, Par, Plan, Reduce, Unit, width
 from optillm.core.registry import Approach, Registry, approach
-from optillm.core.reply import Answer
-from optillm.core.task import Message, Task
+from optillm.core.reply import Answer, Reply
+from optillm.core.task import Message, Task, user
 from optillm.library import solve
 from optillm.plugins import builtin_registry
 from optillm.protocol.errors import InvalidRequest
-from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen, refusal
+from tests.fakes import Fault, Said, ScriptedUpstream, Seen, refusal
+from tests.fakes import Reply as Sent
 from tests.serving import Answer as Answered
 from tests.serving import Proxy, serving
 
@@ -69,16 +70,39 @@ def refuse(text: str) -> str:
     raise InvalidRequest("nothing to rewrite", param="messages")
 
 
+async def ponder_over(task: Task, llm: LLM, p: Nothing, candidates: Sequence[Reply]) -> Answer:
+    """Ask once for each candidate, keep nothing on the way, return the last candidate."""
+    for i in range(len(candidates)):
+        await llm.ask(f"ponder[{i}]", (user("Well?"),))
+    return Answer((candidates[-1],))
+
+
+@approach(
+    "ponder",
+    family="test",
+    title="ponder",
+    calls="1",
+    depth="1",
+    worst=lambda p, sigma: 1,
+    reduce=ponder_over,
+    worst_reduce=lambda p, candidates: candidates,
+)
+async def ponder(task: Task, llm: LLM, p: Nothing) -> Answer:
+    return Answer((await llm.answer("ponder.say", task.messages),))
+
+
 SPEAKERS = ("one", "two", "three")
 REGISTRY = Registry(
     [
         *builtin_registry(),
         *(speaker(s) for s in SPEAKERS),
+        ponder,
         rewriter("hide", lambda text: text.replace("Alice", "[name]")),
         rewriter("shout", str.upper),
         rewriter("refuse", refuse),
     ]
 )
+ABLE = ", ".join(a.slug for a in REGISTRY if a.reduces)
 
 
 def who(call: Seen) -> str:
@@ -201,7 +225,7 @@ async def test_branches_of_several_calls_count_with_their_depth() -> None:
 
 async def test_one_candidate_needs_no_reducer() -> None:
     async with scripted() as up, serving(up, registry=REGISTRY) as proxy:
-        for reducer in ("bon(judge_samples=3)", "moa", "self_consistency(mode=llm)"):
+        for reducer in ("ponder", "bon(judge_samples=3)", "moa", "self_consistency(mode=llm)"):
             up.calls.clear()
             answer = await proxy.ask(f"one>{reducer}-m")
             assert (answer.texts, answer.info["calls"]) == (["one-0"], 1)
@@ -261,7 +285,7 @@ async def test_as_the_servers_default_and_in_the_library() -> None:
     [
         (
             "(one|two)>mcts",
-            "'mcts' cannot reduce several answers to one. These can: bon, moa, self_consistency.",
+            f"'mcts' cannot reduce several answers to one. These can: {ABLE}.",
         ),
         ("one>bon>moa", "position 8 of 'one>bon^>moa"),
         ("one|none", "position 5 of 'one|^none"),
@@ -314,7 +338,7 @@ async def test_without_any_answer_it_is_the_first_error() -> None:
 
 
 async def test_a_reducer_that_breaks_loses_no_answer() -> None:
-    says = {"one": Reply("cut", finish="length"), "final": Fault(status=500)}
+    says = {"one": Sent("cut", finish="length"), "final": Fault(status=500)}
     async with scripted(says) as up, serving(up, registry=REGISTRY) as proxy:
         answer = await proxy.ask("(one|two|three)>moa-m")
         # The first complete one.
@@ -358,12 +382,16 @@ async def test_a_rewriter_that_fails_fails_its_branch_only() -> None:
 # -- budgets --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("reducer", "most"), [("bon", 2), ("moa", 2), ("moa", 3), ("self_consistency", 2)])
+@pytest.mark.parametrize(
+    ("reducer", "most"),
+    [("bon", 2), ("moa", 2), ("moa", 3), ("ponder", 2), ("ponder", 3), ("self_consistency", 2)],
+)
 async def test_a_budget_that_ends_before_the_reducer_leaves_a_branchs_answer(reducer: str, most: int) -> None:
     async with scripted() as up, serving(up, registry=REGISTRY) as proxy:
         answer = await proxy.ask(f"(one|two)>{reducer}-m", optillm_budget={"max_calls": most})
         assert (answer.status, answer.texts) == (200, ["one-0"])
         assert answer.info["calls"] == len(up.calls) == most
+        assert "failed" not in answer.info
         assert answer.info.get("cut_short") == (None if reducer == "self_consistency" else "max_calls")
 
 
@@ -375,14 +403,21 @@ async def test_a_budget_for_one_branch_names_the_other() -> None:
 
 
 async def test_a_branch_that_finished_beats_one_that_was_cut() -> None:
-    # moa is cut in its synthesis and leaves a proposal; two has long finished.
-    async with scripted({"final": Gate()}) as up, serving(up, registry=REGISTRY) as proxy:
-        answer = await proxy.ask("(moa|two)>moa-m", optillm_budget={"max_seconds": 0.4})
+    # moa is cut before its synthesis and leaves a proposal; two has finished.
+    async with scripted() as up, serving(up, registry=REGISTRY) as proxy:
+        answer = await proxy.ask("(moa|two)>moa-m", optillm_budget={"max_calls": 3})
+        assert spoken(up) == ["critique", "sample", "two"]
         assert (answer.status, answer.texts) == (200, ["two-0"])
-        assert answer.info["cut_short"] == "max_seconds"
+        assert answer.info["cut_short"] == "max_calls"
         assert (await notes(proxy, answer, "reduce"))[0] == {"candidates": ["two"], "winner": "two"}
         assert list(answer.info["failed"]) == ["moa"]
-        await up.until(lambda: up.in_flight == 0)
+
+
+async def test_without_a_branch_that_finished_the_best_so_far_counts() -> None:
+    async with scripted() as up, serving(up, registry=REGISTRY) as proxy:
+        answer = await proxy.ask("(moa|moa)>bon-m", optillm_budget={"max_calls": 4})
+        assert (answer.texts, answer.info["cut_short"]) == (["sample-0"], "max_calls")
+        assert "failed" not in answer.info
 
 
 async def test_a_chain_that_is_cut_returns_one_answer_of_the_step_before() -> None:
@@ -404,6 +439,8 @@ async def test_a_chain_that_is_cut_returns_one_answer_of_the_step_before() -> No
         ("(one|two)>self_consistency(mode=llm)", 3, 3 * 3),
         ("(one&(two|three))>bon", 1, 3 + 2),
         ("one>moa", 2, 2),
+        ("one>ponder", 2, 2),
+        ("(one|(two&(one|two)))>ponder", 1, 1 + 3 + 3),
         ("(one|two)>bon&three", 1, 2 + 2 + 1),
     ],
 )
@@ -572,8 +609,7 @@ async def test_every_choice_streams_under_its_own_index(spec: str, expected: lis
         assert (await proxy.ask(f"{spec}-m", n=2)).texts == expected
 
 
-async def test_a_failed_branch_ends_empty_in_a_stream() -> None:
-    # A gap would make clients that append choices as they come mix them up.
+async def test_a_failed_branch_leaves_an_empty_choice_in_a_stream() -> None:
     async with scripted({"one": Fault(status=500)}) as up, serving(up, registry=REGISTRY) as proxy:
         content, finished, info = streamed(await proxy.events("one|two-m"))
         assert (content, finished) == ({0: "", 1: "two-0"}, [0, 1])

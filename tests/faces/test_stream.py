@@ -476,7 +476,7 @@ async def test_a_reply_without_a_place_takes_the_first_free_one() -> None:
         stream = await stream_of(proxy, wire, silence=100, n=3)
         await stream.delta(1, {"content": "live"})
         live = replace(Said_.of("live and whole"), choice=1)
-        outcome = Outcome((Choices("re2", 0, (Said_.of("a"), live, Said_.of("b"))),), None, {}, {})
+        outcome = Outcome((Choices("re2", (Said_.of("a"), live, Said_.of("b"))),), None, {}, {})
         await stream.finish(outcome)
         read = chunks([b.removeprefix("data: ") for b in wire.body.decode().split("\n\n") if b])
         check_order(read)

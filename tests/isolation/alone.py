@@ -82,7 +82,7 @@ def _streamed(data: bytes) -> str:
     """
     choices: dict[int, list[Any]] = {}
     rest: set[str] = set()
-    # On a busy machine there may be silence, and comments that fill it.
+    # Comments keep a slow connection alive, and say nothing.
     *blocks, end = [b for b in data.decode().split("\n\n") if b and not b.startswith(":")]
     assert end == "data: [DONE]"
     for block in blocks:
