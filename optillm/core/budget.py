@@ -39,6 +39,7 @@ class Budget:
         self.usage = Usage()
         self.ended: str | None = None
         """Which limit has ended the run, or None."""
+        self._saved: str | None = None
         self._in_flight: set[asyncio.Timeout] = set()
         ends = [
             (started + seconds, name)
@@ -52,6 +53,22 @@ class Budget:
     def end(self) -> float | None:
         """The loop time at which the run ends, or None."""
         return self._end
+
+    @property
+    def cut_short(self) -> str | None:
+        """Which limit kept the run from all that it wanted to do, or None."""
+        return self.ended or self._saved
+
+    def spare(self) -> bool:
+        """Whether ``max_calls`` leaves a call beside the one that must give the answer.
+
+        When it does not, the run counts as cut short from then on.
+        """
+        limit = self.limits.max_calls
+        if limit is None or self.calls + 1 < limit:
+            return True
+        self._saved = "max_calls"
+        return False
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:

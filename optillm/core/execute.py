@@ -14,6 +14,7 @@ from optillm.core.registry import Registry, Sigma
 from optillm.core.reply import Answer, Reply
 from optillm.core.run import Run
 from optillm.core.task import Task
+from optillm.core.trace import DEPTH
 from optillm.protocol.errors import BudgetExceeded, InvalidRequest, OptiError, UpstreamEmpty
 
 
@@ -124,9 +125,12 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
     Raises:
         OptiError: no branch had an answer.
     """
+    # A caller's task may have run something else before: its depth is not ours, nor ours its.
+    before = DEPTH.set(0)
     try:
         branches = await _Execution(job, run).plan(job.plan, task, task.options.n, 0, live=True)
     finally:
+        DEPTH.reset(before)
         run.trace.ended = run.trace.clock()
     good = [(name, a) for name, a in branches if isinstance(a, Answer)]
     bad = [(name, e) for name, e in branches if isinstance(e, OptiError)]
@@ -135,7 +139,7 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
     note = {key: value for _, answer in good for key, value in answer.note.items()}
     return Outcome(
         tuple((name, a.replies) for name, a in good),
-        run.budget.ended,
+        run.budget.cut_short,
         {name: error.message for name, error in bad},
         note,
         good[0][1].raw,

@@ -196,6 +196,14 @@ class LLM:
         DEPTH.set(max(depths, default=start))
         return [task.result() for task in tasks]
 
+    def spare(self) -> bool:
+        """Whether the budget allows a helper call and the answer after it.
+
+        Techniques that ask helpers before they have any answer look here first, so that a small
+        ``max_calls`` still ends in an answer; the response then says that it was cut short.
+        """
+        return self.run.budget.spare()
+
     def keep(self, reply: Reply) -> None:
         """Say which reply is the answer if the run must end now."""
         self.best = reply
