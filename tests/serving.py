@@ -101,7 +101,13 @@ async def serving(
         listening.bind(("127.0.0.1", 0))
         listening.listen(4096)
         config = uvicorn.Config(
-            app, log_level="warning", interface="asgi3", timeout_graceful_shutdown=2, access_log=False
+            app,
+            log_level="warning",
+            interface="asgi3",
+            timeout_graceful_shutdown=2,
+            # On a busy machine a connection waits long for its next request; it must still be there then.
+            timeout_keep_alive=300,
+            access_log=False,
         )
         server = Server(config, app.settings.shutdown_timeout)
         task = asyncio.create_task(server.serve([listening]))
