@@ -16,6 +16,7 @@ from optillm.core.reply import Answer, Reply
 from optillm.core.run import Run
 from optillm.core.task import Options, Task
 from optillm.core.tools import Tools
+from optillm.core.trace import DEPTH
 from optillm.protocol.errors import BudgetExceeded, InvalidRequest, NotConfigured, OptiError, UpstreamEmpty
 
 _LONGEST_QUESTION = 1 << 24
@@ -173,9 +174,12 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
         OptiError: no branch had an answer.
     """
     execution = _Execution(job, run)
+    # A caller's task may have run something else before: its depth is not ours, nor ours its.
+    before = DEPTH.set(0)
     try:
         branches = await execution.plan(job.plan, task, task.options.n, _Place())
     finally:
+        DEPTH.reset(before)
         run.trace.ended = run.trace.clock()
     good = execution.answered(branches)
     if not good:

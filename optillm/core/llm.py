@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -279,6 +280,10 @@ class LLM:
         if results and all(isinstance(r, OptiError) for r in results):
             raise next(r for r in results if isinstance(r, OptiError))
         return [None if isinstance(r, OptiError) else r for r in results]
+
+    def reserving(self, calls: int = 1) -> AbstractContextManager[None]:
+        """Hold back the budget's last calls for the answer: inside, helper calls that need one fail."""
+        return self.run.budget.reserving(calls)
 
     def keep(self, reply: Reply, *, draft: bool = False) -> None:
         """Say which reply is the answer if the run must end now.

@@ -13,7 +13,6 @@ from optillm.core.answers import (
     group_by_answer,
     group_by_similarity,
     largest,
-    list_items,
     parse_score,
     same_answer,
     similarity,
@@ -21,6 +20,7 @@ from optillm.core.answers import (
     strip_think,
     tagged,
 )
+from optillm.core.lists import list_items
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
         body.update(stream=True, stream_options={"include_usage": rng.random() < 0.5})
     if rng.random() < 0.25:
         del body["seed"]
-    body.update(_technique(rng))
+    body.update(_technique(number, rng))
     if body.get("plansearch_mode") == "tree":
         # Which leaves grow is a matter of the run's random numbers, so of its seed.
         body.setdefault("seed", number)
@@ -60,7 +60,8 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
     return body
 
 
-def _technique(rng: random.Random) -> dict[str, Any]:
+def _technique(number: int, rng: random.Random) -> dict[str, Any]:
+    """Each kind in turn, with parameters of its own."""
     budget = {"optillm_budget": {"max_calls": rng.randint(1, 6)}} if rng.random() < 0.3 else {}
     options: list[dict[str, Any]] = [
         {"optillm_approach": "none"},
@@ -111,8 +112,44 @@ def _technique(rng: random.Random) -> dict[str, Any]:
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
         {"optillm_approach": f"(re2|self_consistency(samples={rng.randint(2, 3)})|moa)>bon&cot_reflection"},
         {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
+        *_helped(rng, budget),
     ]
-    return rng.choice(options)
+    return options[number % len(options)]
+
+
+def _helped(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Techniques that plan, verify, criticise or debate before they answer."""
+    return [
+        {"optillm_approach": "cod", "cod_words": rng.randint(2, 9), "cod_expose_drafts": rng.random() < 0.5},
+        {"optillm_approach": "step_back", "step_back_temperature": rng.choice([0, 0.5]), **budget},
+        {"optillm_approach": "least_to_most", "least_to_most_subquestions": rng.randint(1, 4), **budget},
+        {"optillm_approach": "self_discover", "self_discover_modules": rng.randint(1, 9), **budget},
+        {"optillm_approach": "self_refine", "self_refine_iterations": rng.randint(1, 3), **budget},
+        {
+            "optillm_approach": "reflexion",
+            "reflexion_trials": rng.randint(1, 4),
+            "reflexion_memory": rng.randint(1, 3),
+            **rng.choice([{}, {"reflexion_reference": "2"}]),
+            **budget,
+        },
+        {
+            "optillm_approach": "cove",
+            "cove_mode": rng.choice(["joint", "two_step", "factored", "factor_revise"]),
+            "cove_questions": rng.randint(1, 4),
+            **budget,
+        },
+        {
+            "optillm_approach": "debate",
+            "debate_agents": rng.randint(2, 4),
+            "debate_rounds": rng.randint(1, 2),
+            "debate_summarize": rng.random() < 0.3,
+            **budget,
+        },
+    ]
+
+
+LISTS = ("plan how to verify", "break a problem down")
+"""Helpers that are to write a list of questions."""
 
 
 def echo_script(call: Seen) -> Said:
@@ -123,6 +160,12 @@ def echo_script(call: Seen) -> Said:
         return f"Score: {int(digest[:4], 16) % 101 / 10}"
     if call.stage == "eval":
         return f"Score: {int(digest[:4], 16) % 101 / 100}"
+    if "select ways of reasoning" in call.system:
+        return f"Modules: {int(digest[:2], 16) % 39 + 1}, {int(digest[2:4], 16) % 39 + 1}"
+    if "feedback on a reply" in call.system:
+        return f"said {digest[:12]}\nScore: {int(digest[:2], 16) % 11}\nRefine: yes"
+    if any(words in call.system for words in LISTS):
+        return "\n".join(f"{i}. What is {digest[4 * i : 4 * i + 4]}?" for i in (1, 2, 3))
     if call.stage != "sample":
         return f"said {digest[:12]}"
     # What is made of a reply alone, as a description of it, carries the marker too.

@@ -28,7 +28,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from optillm.core.answers import fences, final_answer, group_by_answer, list_items, same_answer, tagged
+from optillm.core.answers import fences, final_answer, group_by_answer, same_answer, tagged
+from optillm.core.lists import list_items
 from optillm.core.llm import LLM
 from optillm.core.params import FullResponseParams, field
 from optillm.core.prompts import helper, quoted
@@ -208,7 +209,7 @@ def worst_calls(p: Params, sigma: Sigma) -> int:
 )
 async def leap(task: Task, llm: LLM, p: Params) -> Answer:
     """Learn principles from mistakes on the examples, then answer with them."""
-    with llm.run.budget.reserving(1):
+    with llm.reserving():
         principles = await _learned(task, llm, p)
     final = await llm.answer("leap.apply", principled(task, principles, llm.nonce).messages)
     if not final.usable:

@@ -34,7 +34,8 @@ from collections.abc import Awaitable, Iterator, Sequence
 from itertools import combinations
 from typing import Literal
 
-from optillm.core.answers import list_items, tagged
+from optillm.core.answers import tagged
+from optillm.core.lists import list_items
 from optillm.core.llm import LLM
 from optillm.core.params import FullResponseParams, field
 from optillm.core.pass_rates import pass_rates
@@ -258,7 +259,7 @@ class _Search:
         """The plan of each answer, by the answer's identity."""
 
     async def chain(self) -> Answer:
-        with self.llm.run.budget.reserving(1):
+        with self.llm.reserving():
             first = await self.observe()
             derived = await self.derive(first, None) if first and self.p.derived else ()
             known = (*first, *derived)
@@ -292,7 +293,7 @@ class _Search:
     async def leaves(self, n: int) -> list[Observations]:
         """Observations per leaf; at least enough leaves for n choices."""
         p = self.p
-        with self.llm.run.budget.reserving(2):
+        with self.llm.reserving(2):
             first = await self.observe()
             roots = branches(first, p.subset, p.leaves, self.llm.rng)
             derived: Sequence[Observations] = [()] * len(roots)
@@ -307,7 +308,7 @@ class _Search:
 
     async def leaf(self, known: Observations, tag: str) -> list[Reply]:
         """The answers of one combination of observations: one, or two when its plan is criticised."""
-        with self.llm.run.budget.reserving(1):
+        with self.llm.reserving():
             plan = await self.plan(known, tag)
         ideas: list[Awaitable[Reply | None]] = [self.idea(known, plan, tag)]
         if self.p.criticism and plan:
@@ -318,7 +319,7 @@ class _Search:
     async def idea(self, known: Observations, plan: str, tag: str) -> Reply:
         pseudo = ""
         if self.p.pseudocode and plan:
-            with self.llm.run.budget.reserving(1):
+            with self.llm.reserving():
                 pseudo = await self.think("ps.pseudo", pseudo_prompt(self.task, plan, self.llm.nonce), tag)
         thought = f"{plan}\n\n{pseudo}".strip()
         messages = implement_task(self.task, known, thought, self.llm.nonce).messages
@@ -327,7 +328,7 @@ class _Search:
         return replies[0]
 
     async def second_idea(self, known: Observations, plan: str, tag: str) -> Reply | None:
-        with self.llm.run.budget.reserving(1):
+        with self.llm.reserving():
             prompt = criticise_prompt(self.task, known, plan, self.llm.nonce)
             said = await self.think("ps.criticise", prompt, tag)
         second = tagged(said, "plan") or said
