@@ -436,7 +436,9 @@ async def test_errors_of_the_upstream(
             )
         error = caught.value
         assert (type(error), error.status_code) == (expected, status)
-        assert "upstream" in error.message.lower() or fault.body["error"]["message"] in error.message
+        # A hang is ended by the call's time-out or by the request's, whichever is first.
+        said = fault.body["error"]["message"] if fault.body else "deadline"
+        assert "upstream" in error.message.lower() or said in error.message
         assert error.type
         assert error.response.headers.get("Retry-After") == ("17" if status == 429 else None)
         assert error.request_id
