@@ -100,6 +100,8 @@ class Settings:
     default_max_tokens: int = 4096
     helper_max_tokens: int = 2048
     intermediate_max_tokens: int = 4096
+    proxied: bool = False
+    """Whether the environment names a proxy for calls to upstreams."""
     upstreams: tuple[UpstreamSettings, ...] = ()
     keys: tuple[Key, ...] = ()
     prices: Mapping[str, Price] = field(default_factory=empty)
@@ -217,6 +219,9 @@ LEGACY = ("rstar-max-depth", "rstar-num-rollouts", "rstar-c")
 """Flags of techniques that are not there yet; accepted, with a warning."""
 
 
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "wss_proxy")
+
+
 def load(argv: Sequence[str], environ: Mapping[str, str], registry: Registry) -> Settings:
     """Settings from flags, environment and the config file they name.
 
@@ -245,6 +250,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str], registry: Registry) ->
             values[option.name] = option.parse(filed[option.name], f"{path}: {option.name}")
     values["params"] = _params(registry, flags, environ, filed.get("approaches", {}), path)
     values["upstreams"] = _upstreams(filed, values, environ, path)
+    values["proxied"] = any(environ.get(n) or environ.get(n.upper()) for n in _PROXIES)
     values["keys"] = tuple(_key(k, path) for k in filed.get("keys", ()))
     values["prices"] = MappingProxyType(
         {m: Price(float(p["input"]), float(p["output"])) for m, p in filed.get("prices", {}).items()}

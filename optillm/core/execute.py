@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from optillm.core.registry import Registry, Sigma
 from optillm.core.reply import Answer, Reply
 from optillm.core.run import Run
 from optillm.core.task import Task
+from optillm.core.trace import DEPTH
 from optillm.protocol.errors import BudgetExceeded, InvalidRequest, OptiError, UpstreamEmpty
 
 
@@ -58,6 +58,8 @@ class Job:
     def params_of(self, unit: Unit) -> Any:
         """The frozen Params of one unit."""
         approach = self.registry[unit.slug]
+        if not approach.params:
+            return approach.params_class()
         values = {**self.params.get(unit.slug, {}), **dict(unit.args)}
         return build(approach.params_class, approach.params, values)
 
@@ -124,9 +126,12 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
     Raises:
         OptiError: no branch had an answer.
     """
+    before = DEPTH.set(0)
     try:
-        branches = await _Execution(job, run).plan(job.plan, task, task.options.n, 0, live=True)
+        with run.budget.running():
+            branches = await _Execution(job, run).plan(job.plan, task, task.options.n, 0, live=True)
     finally:
+        DEPTH.reset(before)
         run.trace.ended = run.trace.clock()
     good = [(name, a) for name, a in branches if isinstance(a, Answer)]
     bad = [(name, e) for name, e in branches if isinstance(e, OptiError)]
@@ -182,10 +187,11 @@ class _Execution:
 
     async def _unit(self, unit: Unit, task: Task, n: int, choice: int, live: bool, pipeline: int) -> Branch:
         approach = self.job.registry[unit.slug]
-        asked = replace(task, options=replace(task.options, n=n))
+        asked = task if n == task.options.n else replace(task, options=replace(task.options, n=n))
         llm = LLM(self.run, asked.options, unit=unit.slug, choice=choice, pipeline=pipeline, live=live)
         try:
-            answer = await self._until_the_end(approach.run(asked, llm, self.job.params_of(unit)))
+            with self.run.budget.work():
+                answer = await approach.run(asked, llm, self.job.params_of(unit))
             if not answer.replies:
                 raise UpstreamEmpty(f"'{unit.slug}' found no usable answer")
             return str(unit), answer
@@ -195,18 +201,6 @@ class _Execution:
             return str(unit), error
         except OptiError as error:
             return str(unit), error
-
-    async def _until_the_end(self, work: Awaitable[Answer]) -> Answer:
-        """The budget ends calls; work that goes on without any is ended a moment later."""
-        budget = self.run.budget
-        end = None if budget.end is None else budget.end + 0.25
-        try:
-            async with asyncio.timeout_at(end) as backstop:
-                return await work
-        except TimeoutError:
-            if not backstop.expired():
-                raise
-            raise BudgetExceeded(budget.ended or budget.end_name) from None
 
     async def _chain(self, chain: Chain, task: Task, choice: int, live: bool, pipeline: int) -> Branch:
         best: Answer | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -54,11 +56,15 @@ class LLM:
         self.choice = choice
         self.pipeline = pipeline
         self.live = live and run.sink is not None
-        self.rng = run.rng(f"{unit}/{choice}")
         self.best: Reply | None = None
         """The answer if the run had to end now."""
 
-    @property
+    @cached_property
+    def rng(self) -> random.Random:
+        """The technique's random numbers."""
+        return self.run.rng(f"{self.unit}/{self.choice}")
+
+    @cached_property
     def nonce(self) -> str:
         """The run's own random mark around text that is data, not instructions."""
         return f"{self.run.rng('nonce').getrandbits(48):012x}"
@@ -219,7 +225,7 @@ class LLM:
         call = Call(body, self.run.id, self.run.bearer)
         record = self._begin("none", body, route, None)
         try:
-            async with self.run.budget.call():
+            with self.run.budget.call():
                 if self.live and self.run.sink is not None:
                     return await self._forward_stream(call, route, record, self.run.sink)
                 raw = await route.upstream.complete(call)
@@ -343,15 +349,9 @@ class LLM:
     ) -> list[Reply]:
         record = self._begin(stage, body, route, tag)
         try:
-            async with self.run.slots, self.run.budget.call():
-                call = Call(body, self.run.id, self.run.bearer)
-                if view is None:
-                    completion = parse_completion(await route.upstream.complete(call))
-                    replies, usage = completion.replies(), completion.usage
-                    fingerprint = completion.system_fingerprint
-                else:
-                    assembler = Assembler(self.run.sink, self.choice + index, view)
-                    replies, usage, fingerprint = await self._stream(call, route, assembler)
+            async with self.run.slots:
+                with self.run.budget.call():
+                    replies, usage, fingerprint = await self._sent(body, route, view, index)
         except BaseException as error:
             record.error = str(error) or type(error).__name__
             raise
@@ -362,6 +362,15 @@ class LLM:
         self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
         await self._progress(f"{stage}: {_brief([r.visible or r.finish_reason for r in replies])}")
         return replies
+
+    async def _sent(
+        self, body: Mapping[str, Any], route: Route, view: Callable[[], StreamView] | None, index: int
+    ) -> tuple[list[Reply], dict[str, Any] | None, str | None]:
+        call = Call(body, self.run.id, self.run.bearer)
+        if view is not None:
+            return await self._stream(call, route, Assembler(self.run.sink, self.choice + index, view))
+        completion = parse_completion(await route.upstream.complete(call))
+        return completion.replies(), completion.usage, completion.system_fingerprint
 
     async def _stream(
         self, call: Call, route: Route, assembler: Assembler

@@ -95,7 +95,7 @@ class App:
     async def _start(self) -> None:
         s = self.settings
         self._stack.push_async_callback(self.runs.aclose)
-        session = make_session(tls_context(s.ssl_verify, s.ssl_cert_path))
+        session = make_session(tls_context(s.ssl_verify, s.ssl_cert_path), proxied=s.proxied)
         self._stack.push_async_callback(session.close)
         concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
         options = HTTPOptions(

@@ -9,6 +9,7 @@ from typing import Any
 
 from optillm.core.execute import Outcome
 from optillm.core.run import Run
+from optillm.core.scope import CancelScope
 from optillm.faces.respond import about, completion, final_headers, record
 from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.faces.stream import EventStream
@@ -99,25 +100,19 @@ class Chat:
     async def _run(
         self, prepared: Prepared, run: Run, stream: EventStream | None, receive: Receive
     ) -> Outcome | None:
-        """Run it while watching the client; None if the client went away."""
-        work = asyncio.ensure_future(self._answer(prepared, run, stream))
-        left = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-            return await work if work.done() else None
-        finally:
-            left.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait((work,))
-
-    async def _answer(self, prepared: Prepared, run: Run, stream: EventStream | None) -> Outcome:
-        if stream is None:
-            return await self.service.run(prepared, run)
-        stream.run = run
-        stream.watch()
-        outcome = await self.service.run(prepared, run)
-        await stream.finish(outcome)
+        """Run it while watching the client; None if the client went away before there was an answer."""
+        outcome = None
+        with CancelScope() as scope:
+            watcher = asyncio.create_task(_cancel_when_gone(receive, scope))
+            try:
+                if stream is not None:
+                    stream.run = run
+                    stream.watch()
+                outcome = await self.service.run(prepared, run)
+                if stream is not None:
+                    await stream.finish(outcome)
+            finally:
+                watcher.cancel()
         return outcome
 
     async def _body(self, given: Mapping[bytes, bytes], receive: Receive) -> bytes:
@@ -126,8 +121,9 @@ class Chat:
             raise BodyTooLarge(f"the body is larger than {self.max_body} bytes (--max-body-mb)")
         pieces: list[bytes] = []
         size, more = 0, True
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
+        with CancelScope() as scope:
+            timer = asyncio.get_running_loop().call_later(BODY_SECONDS, scope.cancel)
+            try:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -138,8 +134,10 @@ class Chat:
                         raise BodyTooLarge(f"the body is larger than {self.max_body} bytes (--max-body-mb)")
                     pieces.append(piece)
                     more = message.get("more_body", False)
-        except TimeoutError:
-            raise BodyTimeout("the request was not sent in time") from None
+            finally:
+                timer.cancel()
+        if scope.cancelled:
+            raise BodyTimeout("the request was not sent in time")
         return b"".join(pieces)
 
     def _keep(
@@ -159,7 +157,7 @@ class Chat:
             self.conversations.put(
                 Entry(
                     created,
-                    str(prepared.job.plan),
+                    prepared.approach,
                     prepared.model,
                     raw,
                     run,
@@ -170,9 +168,10 @@ class Chat:
             )
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _cancel_when_gone(receive: Receive, scope: CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    scope.cancel()
 
 
 async def _send(send: Send, body: bytes, headers: Mapping[str, str]) -> None:

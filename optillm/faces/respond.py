@@ -17,7 +17,7 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
     """The ``optillm`` object of a response."""
     out: dict[str, Any] = {
         "run_id": run.id,
-        "approach": str(prepared.job.plan),
+        "approach": prepared.approach,
         "params": prepared.job.described(),
         "model": prepared.model,
         "calls": run.budget.calls,
@@ -41,10 +41,10 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
 
 def headers(prepared: Prepared, run: Run) -> dict[str, str]:
     """Response headers that tell what ran; calls and depth are known only at the end."""
-    out = {"X-Optillm-Approach": str(prepared.job.plan), "X-Optillm-Run": run.id}
+    out = {"X-Optillm-Approach": _header_value(prepared.approach), "X-Optillm-Run": run.id}
     if prepared.warnings:
-        out["X-Optillm-Warning"] = "; ".join(prepared.warnings)
-    return {name: _header_value(value) for name, value in out.items()}
+        out["X-Optillm-Warning"] = _header_value("; ".join(prepared.warnings))
+    return out
 
 
 def final_headers(prepared: Prepared, run: Run) -> dict[str, str]:
@@ -131,4 +131,6 @@ def record(
 
 
 def _header_value(value: str) -> str:
+    if value.isascii() and value.isprintable():
+        return value
     return value.encode("latin-1", "replace").decode("latin-1").replace("\r", " ").replace("\n", " ")

@@ -45,10 +45,17 @@ class HTTPOptions:
     concurrency: int = 256
 
 
-def make_session(tls: ssl.SSLContext | bool = True) -> aiohttp.ClientSession:
-    """The process's HTTP client. ``tls``: a context, or False for no verification."""
+def make_session(tls: ssl.SSLContext | bool = True, *, proxied: bool = True) -> aiohttp.ClientSession:
+    """The process's HTTP client.
+
+    Args:
+        tls: a context, or False for no verification.
+        proxied: follow the proxy variables of the environment. They are looked up in a thread at
+            every call, so a process that has none does better without.
+    """
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ssl=tls)
-    return aiohttp.ClientSession(connector=connector, auto_decompress=True, trust_env=True)
+    # An upstream's cookie for one request must not travel with another.
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=proxied)
 
 
 class OpenAIUpstream:

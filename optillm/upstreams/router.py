@@ -62,8 +62,9 @@ class Router:
     def resolve(self, model: str) -> Route:
         """The route of a model: by pattern, by what upstreams list, else the first upstream."""
         for named in self.upstreams:
-            if any(fnmatchcase(model, pattern) for pattern in named.models):
-                return Route(named.upstream, model, self._prices.get(model))
+            for pattern in named.models:
+                if fnmatchcase(model, pattern):
+                    return Route(named.upstream, model, self._prices.get(model))
         for named in self.upstreams[1:]:
             if any(m["id"] == model for m in self._listings[named.upstream.name].models):
                 return Route(named.upstream, model, self._prices.get(model))
@@ -100,16 +101,24 @@ class Router:
             await named.upstream.aclose()
 
     async def _refresh(self) -> None:
+        if not self._stale():
+            return
         async with self._lock, asyncio.TaskGroup() as group:
-            for named in self.upstreams:
-                group.create_task(self._list(named.upstream))
+            for upstream in self._stale():
+                group.create_task(self._list(upstream))
+
+    def _stale(self) -> list[Upstream]:
+        """The upstreams whose models are to be asked for."""
+        now, stale = self._clock(), []
+        for named in self.upstreams:
+            listing = self._listings[named.upstream.name]
+            # A failure is asked about again sooner, so that an upstream that is back is seen.
+            if now - listing.at >= (LISTED_FOR if listing.error is None else 2.0):
+                stale.append(named.upstream)
+        return stale
 
     async def _list(self, upstream: Upstream) -> None:
         listing = self._listings[upstream.name]
-        # A failure is asked about again sooner, so that an upstream that is back is seen.
-        fresh_for = LISTED_FOR if listing.error is None else 2.0
-        if self._clock() - listing.at < fresh_for:
-            return
         try:
             listing.models = tuple(await upstream.models())
             listing.error = None
