@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
@@ -56,17 +55,16 @@ class Budget:
         self._timer: asyncio.TimerHandle | None = None
         self._grace_is_over = False
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Around the whole run: ends it when its time is over. One timer serves all its calls."""
+    def start(self) -> None:
+        """Watch the clock, until :meth:`close`. One timer serves all calls of the run."""
         if self._end is not None:
             at, name = self._end
             self._timer = asyncio.get_running_loop().call_at(at, self._time_is_over, name)
-        try:
-            yield
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
+
+    def close(self) -> None:
+        """The run is over."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def work(self) -> AbstractContextManager[CancelScope]:
         """Around a technique: work that goes on without any call is ended a moment after the time.

@@ -127,10 +127,11 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
         OptiError: no branch had an answer.
     """
     before = DEPTH.set(0)
+    run.budget.start()
     try:
-        with run.budget.running():
-            branches = await _Execution(job, run).plan(job.plan, task, task.options.n, 0, live=True)
+        branches = await _Execution(job, run).plan(job.plan, task, task.options.n, 0, live=True)
     finally:
+        run.budget.close()
         DEPTH.reset(before)
         run.trace.ended = run.trace.clock()
     good = [(name, a) for name, a in branches if isinstance(a, Answer)]

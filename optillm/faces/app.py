@@ -101,7 +101,8 @@ class App:
         options = HTTPOptions(
             connect_timeout=s.connect_timeout,
             read_timeout=s.request_timeout,
-            total_timeout=s.request_timeout,
+            # A run's deadline is the same, and began before its calls.
+            total_timeout=None,
             retries=s.retries,
             concurrency=concurrency,
         )

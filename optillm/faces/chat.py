@@ -21,6 +21,8 @@ from optillm.store.runs import RunStore
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
+WATCH_AFTER = 0.05
+"""Seconds after which a run's client is watched; part of the 100 ms in which its calls must stop."""
 BODY_SECONDS = 60.0
 """How long a client may take to send its request."""
 
@@ -103,7 +105,7 @@ class Chat:
         """Run it while watching the client; None if the client went away before there was an answer."""
         outcome = None
         with CancelScope() as scope:
-            watcher = asyncio.create_task(_cancel_when_gone(receive, scope))
+            watcher = _Watcher(receive, scope)
             try:
                 if stream is not None:
                     stream.run = run
@@ -112,7 +114,7 @@ class Chat:
                 if stream is not None:
                     await stream.finish(outcome)
             finally:
-                watcher.cancel()
+                watcher.stop()
         return outcome
 
     async def _body(self, given: Mapping[bytes, bytes], receive: Receive) -> bytes:
@@ -168,10 +170,30 @@ class Chat:
             )
 
 
-async def _cancel_when_gone(receive: Receive, scope: CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
+class _Watcher:
+    """Cancels a run when its client goes away.
+
+    It begins to look a moment after the start: answers that come at once do not pay for a task.
+    """
+
+    def __init__(self, receive: Receive, scope: CancelScope) -> None:
+        self._receive, self._scope = receive, scope
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start)
+
+    def stop(self) -> None:
+        """Look no longer."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._scope.cancel()
 
 
 async def _send(send: Send, body: bytes, headers: Mapping[str, str]) -> None:

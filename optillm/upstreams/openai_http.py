@@ -29,7 +29,8 @@ class HTTPOptions:
     """How an upstream is talked to.
 
     Args:
-        connect_timeout, read_timeout, total_timeout: seconds; ``read`` is between two pieces.
+        connect_timeout, read_timeout, total_timeout: seconds; ``read`` is between two pieces, no total
+            is for callers that end calls themselves.
         retries: further tries after a refused connection, 408, 409, 429 or a 5xx.
         backoff: seconds before the first of them; doubles, with jitter.
         max_retry_after: a longer Retry-After is not waited for but passed on.
@@ -38,7 +39,7 @@ class HTTPOptions:
 
     connect_timeout: float = 5.0
     read_timeout: float = 300.0
-    total_timeout: float = 600.0
+    total_timeout: float | None = 600.0
     retries: int = 2
     backoff: float = 0.25
     max_retry_after: float = 20.0
