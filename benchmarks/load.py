@@ -102,12 +102,10 @@ def _content_length(head: bytes) -> int:
 async def load(url: str, model: str, clients: int, seconds: float) -> dict[str, float]:
     """Keep so many clients busy for so long."""
     parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 80
     request = request_bytes(url, chat_body(model))
     loop = asyncio.get_running_loop()
-    made = [
-        (await loop.create_connection(lambda: Client(request), parts.hostname, parts.port))[1]
-        for _ in range(clients)
-    ]
+    made = [(await loop.create_connection(lambda: Client(request), host, port))[1] for _ in range(clients)]
     begun, done = time.perf_counter(), sum(len(c.seconds) for c in made)
     await asyncio.wait([c.closed for c in made], timeout=seconds)
     took, answered = time.perf_counter() - begun, sum(len(c.seconds) for c in made)

@@ -1,7 +1,7 @@
 """An upstream that costs little and says the same kind of thing to everybody.
 
 The name of the model says how it behaves: ``wait100`` answers after 100 ms and honours ``n``,
-``wait100single`` answers with one choice whatever ``n`` is. The text fits every kind of helper
+``wait100single`` answers with one choice whatever ``n`` is, ``wait100spread`` after 50 to 150 ms. The text fits every kind of helper
 prompt: it has steps, a score, a choice and a final answer.
 """
 
@@ -21,8 +21,8 @@ from benchmarks.asgi import body_of, respond, run
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
-MODEL = re.compile(r"wait(\d+)(single)?")
-MODELS = ("wait0", "wait0single", "wait20", "wait100", "wait100single", "wait30000")
+MODEL = re.compile(r"wait(\d+)(single|spread)?")
+MODELS = ("wait0", "wait0single", "wait100", "wait100single", "wait100spread", "wait30000")
 
 
 def text_of(number: int) -> str:
@@ -69,6 +69,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.numbers = itertools.count(1)
+        self.waiting = 0
         models = [{"id": m, "object": "model", "created": 1, "owned_by": "bench"} for m in MODELS]
         self.models = json.dumps({"object": "list", "data": models}).encode()
 
@@ -76,13 +77,23 @@ class Upstream:
         body = await body_of(receive)
         if scope["path"] == "/v1/models":
             return await respond(send, self.models)
+        if scope["path"] == "/waiting":
+            return await respond(send, orjson.dumps({"waiting": self.waiting}))
         asked = orjson.loads(body)
         behaviour = MODEL.fullmatch(asked["model"])
         if behaviour is None:
             return await respond(send, b'{"error":{"message":"unknown model"}}', 404)
         if behaviour[1] != "0":
-            await asyncio.sleep(int(behaviour[1]) / 1000)
-        choices = 1 if behaviour[2] else asked.get("n") or 1
+            seconds = int(behaviour[1]) / 1000
+            if behaviour[2] == "spread":
+                # Every tenth in turn, in an order that keeps neighbours apart.
+                seconds *= 0.5 + next(self.numbers) * 7 % 11 / 10
+            self.waiting += 1
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self.waiting -= 1
+        choices = 1 if behaviour[2] == "single" else asked.get("n") or 1
         return await respond(send, completion(asked["model"], self.numbers, choices))
 
 

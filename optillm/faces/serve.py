@@ -73,10 +73,12 @@ def _spare_the_collector() -> None:
     gc.set_threshold(COLLECT_AFTER, 10, 10)
 
 
-def _run(settings: Settings, sockets: list[socket] | None = None) -> None:
+def run_app(app: App, sockets: list[socket] | None = None) -> None:
+    """Serve an application in this process, until a signal says to stop."""
+    settings = app.settings
     # The application's own grace ends first; uvicorn's is the backstop.
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_level="warning" if settings.log in ("notset", "info") else settings.log,
@@ -98,7 +100,7 @@ def _run(settings: Settings, sockets: list[socket] | None = None) -> None:
 def serve(settings: Settings) -> int:
     """Serve until told to stop; returns the exit status."""
     if settings.workers == 1:
-        _run(settings)
+        run_app(create_app(settings))
         return 0
     config = uvicorn.Config("optillm", host=settings.host, port=settings.port, workers=settings.workers)
     with config.bind_socket() as listening, TemporaryDirectory(prefix="optillm-") as folder:
@@ -136,4 +138,4 @@ def _supervise(settings: Settings, listening: socket) -> int:
 def _worker(settings: Settings, listening: socket) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     logging.basicConfig(level=logging.INFO if settings.log == "notset" else settings.log.upper())
-    _run(settings, [listening])
+    run_app(create_app(settings), [listening])
