@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -58,7 +60,6 @@ class LLM:
         self.choice = choice
         self.pipeline = pipeline
         self.live = live and run.sink is not None
-        self.rng = run.rng(f"{unit}/{pipeline}")
         self.best: Reply | None = None
         """The answer if the run had to end now."""
         self.shown = False
@@ -67,7 +68,12 @@ class LLM:
         """What the calls made through this object cost."""
         self._draft = False
 
-    @property
+    @cached_property
+    def rng(self) -> random.Random:
+        """The technique's random numbers."""
+        return self.run.rng(f"{self.unit}/{self.pipeline}")
+
+    @cached_property
     def nonce(self) -> str:
         """The run's own random mark around text that is data, not instructions."""
         return f"{self.run.rng('nonce').getrandbits(48):012x}"
@@ -150,10 +156,11 @@ class LLM:
         said = [m.raw for m in messages]
         record: CallRecord | None = None
         try:
-            async with self.run.slots, self.run.budget.call():
-                record = self._begin(stage, {"messages": said}, model.name, tag)
-                record.score = await model.score(said)
-                return record.score
+            async with self.run.slots:
+                with self.run.budget.call():
+                    record = self._begin(stage, {"messages": said}, model.name, tag)
+                    record.score = await model.score(said)
+                    return record.score
         except BaseException as error:
             if record is not None:
                 record.error = str(error) or type(error).__name__
@@ -313,7 +320,7 @@ class LLM:
         call = Call(body, self.run.id, self.run.bearer)
         record: CallRecord | None = None
         try:
-            async with self.run.budget.call():
+            with self.run.budget.call():
                 record = self._begin("none", body, route.upstream.name, None)
                 if self.live and self.run.sink is not None:
                     return await self._forward_stream(call, route, record, self.run.sink)
@@ -454,16 +461,10 @@ class LLM:
         # A call that the budget refuses was never made: it has no record.
         record: CallRecord | None = None
         try:
-            async with self.run.slots, self.run.budget.call():
-                record = self._begin(stage, body, route.upstream.name, tag)
-                call = Call(body, self.run.id, self.run.bearer)
-                if view is None:
-                    completion = parse_completion(await route.upstream.complete(call))
-                    replies, usage = completion.replies(), completion.usage
-                    fingerprint = completion.system_fingerprint
-                else:
-                    assembler = Assembler(self.run.sink, self.choice + index, view)
-                    replies, usage, fingerprint = await self._stream(call, route, assembler)
+            async with self.run.slots:
+                with self.run.budget.call():
+                    record = self._begin(stage, body, route.upstream.name, tag)
+                    replies, usage, fingerprint = await self._sent(body, route, view, index)
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
         except BaseException as error:
@@ -476,6 +477,15 @@ class LLM:
         self.run.system_fingerprint = self.run.system_fingerprint or fingerprint
         await self._progress(f"{stage}: {_brief([r.visible or r.finish_reason for r in replies])}")
         return replies
+
+    async def _sent(
+        self, body: Mapping[str, Any], route: Route, view: Callable[[], StreamView] | None, index: int
+    ) -> tuple[list[Reply], dict[str, Any] | None, str | None]:
+        call = Call(body, self.run.id, self.run.bearer)
+        if view is not None:
+            return await self._stream(call, route, Assembler(self.run.sink, self.choice + index, view))
+        completion = parse_completion(await route.upstream.complete(call))
+        return completion.replies(), completion.usage, completion.system_fingerprint
 
     async def _stream(
         self, call: Call, route: Route, assembler: Assembler

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from optillm.core.budget import Limits
 from optillm.core.execute import Job, Outcome, check_tools, check_worst, execute
 from optillm.core.frozen import empty, freeze
-from optillm.core.plan import units
+from optillm.core.plan import NONE, units
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Learned, Route, Run, Sink
 from optillm.core.task import Options, Task
@@ -65,10 +66,10 @@ class Prepared:
     progress: str
     warnings: tuple[str, ...]
 
-    @property
-    def passes_through(self) -> bool:
-        """Whether the upstream's own answer is handed on."""
-        return str(self.job.plan) == "none"
+    @cached_property
+    def approach(self) -> str:
+        """The plan, as it is written in requests."""
+        return str(self.job.plan)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Service:
             for unit in units(choice.plan)
         }
         streams = bool(request.stream)
-        passes_through = str(choice.plan) == "none"
+        passes_through = choice.plan == NONE
         if not passes_through:
             fields.pop("stream_options", None)
             if fields.get("max_completion_tokens") is not None:
@@ -195,7 +196,7 @@ class Service:
 
 def new_run_id() -> str:
     """A fresh id of a run and its response."""
-    return f"chatcmpl-{random.SystemRandom().getrandbits(128):032x}"
+    return f"chatcmpl-{secrets.token_hex(16)}"
 
 
 def _sigma(n_mode: str) -> Callable[[int], int]:

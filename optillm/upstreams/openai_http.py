@@ -29,7 +29,8 @@ class HTTPOptions:
     """How an upstream is talked to.
 
     Args:
-        connect_timeout, read_timeout, total_timeout: seconds; ``read`` is between two pieces.
+        connect_timeout, read_timeout, total_timeout: seconds; ``read`` is between two pieces, no total
+            is for callers that end calls themselves.
         retries: further tries after a refused connection, 408, 409, 429 or a 5xx.
         backoff: seconds before the first of them; doubles, with jitter.
         max_retry_after: a longer Retry-After is not waited for but passed on.
@@ -38,17 +39,24 @@ class HTTPOptions:
 
     connect_timeout: float = 5.0
     read_timeout: float = 300.0
-    total_timeout: float = 600.0
+    total_timeout: float | None = 600.0
     retries: int = 2
     backoff: float = 0.25
     max_retry_after: float = 20.0
     concurrency: int = 256
 
 
-def make_session(tls: ssl.SSLContext | bool = True) -> aiohttp.ClientSession:
-    """The process's HTTP client. ``tls``: a context, or False for no verification."""
+def make_session(tls: ssl.SSLContext | bool = True, *, proxied: bool = True) -> aiohttp.ClientSession:
+    """The process's HTTP client.
+
+    Args:
+        tls: a context, or False for no verification.
+        proxied: follow the proxy variables of the environment. They are looked up in a thread at
+            every call, so a process that has none does better without.
+    """
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ssl=tls)
-    return aiohttp.ClientSession(connector=connector, auto_decompress=True, trust_env=True)
+    # An upstream's cookie for one request must not travel with another.
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=proxied)
 
 
 class OpenAIUpstream:

@@ -105,16 +105,24 @@ class Router:
             await named.upstream.aclose()
 
     async def _refresh(self) -> None:
+        if not self._stale():
+            return
         async with self._lock, asyncio.TaskGroup() as group:
-            for named in self.upstreams:
-                group.create_task(self._list(named.upstream))
+            for upstream in self._stale():
+                group.create_task(self._list(upstream))
+
+    def _stale(self) -> list[Upstream]:
+        """The upstreams whose models are to be asked for."""
+        now, stale = self._clock(), []
+        for named in self.upstreams:
+            listing = self._listings[named.upstream.name]
+            # A failure is asked about again sooner, so that an upstream that is back is seen.
+            if now - listing.at >= (LISTED_FOR if listing.error is None else 2.0):
+                stale.append(named.upstream)
+        return stale
 
     async def _list(self, upstream: Upstream) -> None:
         listing = self._listings[upstream.name]
-        # A failure is asked about again sooner, so that an upstream that is back is seen.
-        fresh_for = LISTED_FOR if listing.error is None else 2.0
-        if self._clock() - listing.at < fresh_for:
-            return
         try:
             listing.models = tuple(await upstream.models())
             listing.error = None
