@@ -430,9 +430,8 @@ def _upstreams(
         first = UpstreamSettings("cerebras", "openai", base_url or "https://api.cerebras.ai/v1", key)
     elif key := environ.get("OPENAI_API_KEY"):
         first = UpstreamSettings("openai", "openai", base_url or "https://api.openai.com/v1", key)
-    elif azure := base_url or environ.get("AZURE_API_BASE") if "AZURE_API_VERSION" in environ else None:
-        key = environ.get("AZURE_OPENAI_API_KEY")
-        first = UpstreamSettings("azure", "azure", azure, key, environ["AZURE_API_VERSION"])
+    elif environ.get("AZURE_OPENAI_API_KEY") or environ.get("AZURE_API_BASE"):
+        first = _azure(base_url, environ)
     elif base_url:
         first = UpstreamSettings("upstream", "openai", base_url, environ.get("OPTILLM_API_KEY") or None)
     elif any(name.endswith("_API_KEY") and name not in _OURS for name in environ if environ[name]):
@@ -440,6 +439,15 @@ def _upstreams(
     else:
         first = UpstreamSettings("embedded", "llamacpp")
     return (first, *configured)
+
+
+def _azure(base_url: str, environ: Mapping[str, str]) -> UpstreamSettings:
+    """Azure, by its key, or without one by the machine's managed identity."""
+    base, version = base_url or environ.get("AZURE_API_BASE"), environ.get("AZURE_API_VERSION")
+    if not base or not version:
+        missing = "AZURE_API_BASE" if not base else "AZURE_API_VERSION"
+        raise SettingsError(f"Azure needs {missing} besides AZURE_OPENAI_API_KEY, and it is not set")
+    return UpstreamSettings("azure", "azure", base, environ.get("AZURE_OPENAI_API_KEY") or None, version)
 
 
 _OURS = frozenset({"OPTILLM_API_KEY", "OPTILLM_OPTILLM_API_KEY"})

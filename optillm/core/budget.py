@@ -37,8 +37,10 @@ class Budget:
         self.limits = limits
         self.calls = 0
         self.usage = Usage()
+        self.spent: str | None = None
+        """Which limit has been reached, or None; nothing need have been cut by it."""
         self.ended: str | None = None
-        """Which limit has ended the run, or None."""
+        """Which limit has refused or cancelled a call, or None."""
         self._in_flight: set[asyncio.Timeout] = set()
         ends = [
             (started + seconds, name)
@@ -60,9 +62,10 @@ class Budget:
         Raises:
             BudgetExceeded: no call may start, or the budget ended while this one was in flight.
         """
-        if self.ended is None and self.calls == self.limits.max_calls:
-            self.ended = "max_calls"
-        if self.ended is not None:
+        if self.spent is None and self.calls == self.limits.max_calls:
+            self.spent = "max_calls"
+        if self.spent is not None:
+            self.ended = self.spent
             raise BudgetExceeded(self.ended)
         self.calls += 1
         try:
@@ -75,7 +78,7 @@ class Budget:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            self.ended = self.ended or self.end_name
+            self.ended = self.spent = self.spent or self.end_name
             raise BudgetExceeded(self.ended) from None
 
     def spend(self, usage: Usage) -> None:
@@ -89,7 +92,7 @@ class Budget:
 
     def stop(self, limit: str) -> None:
         """End the run now: calls in flight are cancelled, no other starts."""
-        self.ended = self.ended or limit
+        self.spent = self.spent or limit
         now = asyncio.get_running_loop().time()
         for timeout in self._in_flight:
             if not timeout.expired():

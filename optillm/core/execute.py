@@ -206,7 +206,7 @@ class _Execution:
         except TimeoutError:
             if not backstop.expired():
                 raise
-            raise BudgetExceeded(budget.ended or budget.end_name) from None
+            raise BudgetExceeded(budget.spent or budget.end_name) from None
 
     async def _chain(self, chain: Chain, task: Task, choice: int, live: bool, pipeline: int) -> Branch:
         best: Answer | None = None

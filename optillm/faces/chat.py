@@ -110,6 +110,9 @@ class Chat:
             if not work.done():
                 work.cancel()
                 await asyncio.wait((work,))
+                if not work.cancelled():
+                    # It failed while it was ended: nobody is left to hear of it.
+                    work.exception()
 
     async def _answer(self, prepared: Prepared, run: Run, stream: EventStream | None) -> Outcome:
         if stream is None:

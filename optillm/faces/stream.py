@@ -38,7 +38,7 @@ class EventStream:
         self._extra = extra
         self._silence = silence
         self._created = int(time.time())
-        self._shown: dict[int, str] = {}
+        self._shown: dict[int, list[str]] = {}
         self._roles: set[int] = set()
         self._beat: asyncio.Task[None] | None = None
         self._last = 0.0
@@ -48,7 +48,7 @@ class EventStream:
 
     async def delta(self, choice: int, delta: Mapping[str, Any], logprobs: Any = None) -> None:
         """Part of a choice."""
-        self._shown[choice] = self._shown.get(choice, "") + delta.get("content", "")
+        self._shown.setdefault(choice, []).append(delta.get("content", ""))
         if delta.get("tool_calls") or delta.get("function_call"):
             self._tools.add(choice)
         if choice not in self._roles:
@@ -108,7 +108,7 @@ class EventStream:
 
     async def _rest(self, index: int, whole: dict[str, Any], logprobs: Any) -> None:
         """The part of a choice that its client has not seen."""
-        shown = self._shown.get(index, "")
+        shown = "".join(self._shown.get(index, ()))
         content = whole.get("content") or ""
         rest: dict[str, Any] = {}
         if not isinstance(content, str):
