@@ -93,5 +93,5 @@ def broken(error: Exception) -> Exception:
 
 def _json(reply: Any) -> bytes:
     if hasattr(reply, "model_dump_json"):
-        return str(reply.model_dump_json(exclude_unset=True)).encode()
+        return str(reply.model_dump_json(exclude_unset=True, warnings=False)).encode()
     return msgspec.json.encode(reply)

@@ -79,8 +79,9 @@ class LlamaCppUpstream:
             raise MissingExtra("embedded", "a local model")
         if not path.is_file():
             raise OptiError(f"there is no model file {path}")
-        if path.open("rb").read(4) != b"GGUF":
-            raise OptiError(f"{path} is not a GGUF file")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise OptiError(f"{path} is not a GGUF file")
         self.name = name
         self._path, self._context, self._slots = path, context, slots
         self._threads = threads or os.cpu_count() or 1
