@@ -468,8 +468,8 @@ async def test_a_key_that_an_upstream_repeats_reaches_nobody(
         said = f"Incorrect API key provided: {seen.headers['Authorization']}"
         return Fault(status=401, body=said.encode()) if as_text else refusal(401, said)
 
-    for settings, secret in (({"forward_bearer": False}, "upstream-key"), ({}, TOKEN)):
-        async with ScriptedUpstream(script) as up, serving(up, **settings) as proxy:
+    for forwarded, secret in ((False, "upstream-key"), (None, TOKEN)):
+        async with ScriptedUpstream(script) as up, serving(up, forward_bearer=forwarded) as proxy:
             for model in ("m", "bon-m"):
                 body = {"model": model, "messages": [{"role": "user", "content": "x"}], "stream": stream}
                 answer = await proxy.post(body, {"Authorization": f"Bearer {TOKEN}"})
