@@ -31,7 +31,8 @@ docs: .venv/.dev
 	$(BIN)/mkdocs build --strict -q
 
 techniques: .venv/.dev
-	$(BIN)/optillm approaches --markdown > docs/techniques.md
+	rm -rf docs/techniques
+	$(BIN)/optillm approaches --markdown docs/techniques
 
 wheel: .venv/.dev
 	$(BIN)/hatchling build -t wheel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,19 @@ from optillm.core.execute import Outcome
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
 from optillm.core.run import Run
-from optillm.core.trace import Trace
+from optillm.core.trace import CallRecord, NoteRecord, Trace
 from optillm.core.upstream import Upstream
 from optillm.faces.respond import completion
 from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.plugins import builtin_registry
 from optillm.protocol.chat import ChatRequest, parse_request
+from optillm.protocol.errors import InvalidRequest
 from optillm.upstreams.capabilities import Capabilities
 from optillm.upstreams.client import ClientUpstream
 from optillm.upstreams.openai_http import OpenAIUpstream, make_session
 from optillm.upstreams.router import Named, Router
+
+Observer = Callable[[CallRecord | NoteRecord], None]
 
 
 @dataclass(frozen=True)
@@ -51,50 +54,73 @@ async def solve(
     upstream: Any,
     key: str | None = None,
     registry: Registry | None = None,
-    observer: Any = None,
+    observer: Observer | None = None,
     **fields: Any,
 ) -> Solution:
     """Answer a conversation with a technique.
 
     Args:
         messages: a question, or OpenAI chat messages.
-        approach: a slug or a composition: ``mcts``, ``re2&moa``, ``bon|moa``.
+        approach: a slug or a composition: ``mcts``, ``re2&moa``, ``(moa|mcts)>bon``.
         model: the upstream's model.
         upstream: a base URL (up to ``/v1``), an ``AsyncOpenAI`` client, or an ``Upstream``.
         key: API key for a base URL.
         registry: the approaches; the built-in and installed ones if None.
-        observer: called with each record of the trace, as it is made.
+        observer: called with each record of the trace: a call when it has ended, a note at once.
         fields: parameters of the approach by short or request name (``simulations=4``), and any
             field of a chat-completion request (``temperature``, ``n``, ``optillm_budget``…).
 
     Raises:
-        OptiError: a bad argument, or the upstream failed.
+        OptiError: a bad field or parameter, or the upstream failed.
+        TypeError: ``upstream`` is none.
     """
+    _check_upstream(upstream)
     approaches = registry or builtin_registry()
-    chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-    short = {p.name for item in approaches for p in item.params}
-    params = {k: v for k, v in fields.items() if k in short and k not in ChatRequest.__struct_fields__}
-    body = {
-        "messages": chat,
-        "model": model,
-        "optillm_approach": approach,
-        "optillm": {"params": params},
-        **{k: v for k, v in fields.items() if k not in params},
-    }
-    raw, request = parse_request(to_json(body))
     async with AsyncExitStack() as stack:
         router = Router([Named(await _upstream(upstream, key, stack))])
         service = Service(registry=approaches, models=_Exact(router), learned=Capabilities())
-        prepared = await service.prepare(raw, request)
-        run = service.start(prepared, run_id=new_run_id(), tenant="library")
-        if observer is not None:
-            run.observers.append(observer)
-        return _solution(prepared, run, await service.run(prepared, run))
+        return await solve_with(
+            service, messages, optillm_approach=approach, model=model, observer=observer, **fields
+        )
 
 
 def solve_sync(messages: str | Iterable[Mapping[str, Any]], **arguments: Any) -> Solution:
-    """:func:`solve` for code without an event loop."""
-    return asyncio.run(solve(messages, **arguments))
+    """:func:`solve` for code without an event loop.
+
+    Raises:
+        RuntimeError: there is a running event loop; await :func:`solve` there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(solve(messages, **arguments))
+    raise RuntimeError("solve_sync cannot run inside an event loop: use 'await optillm.solve(…)'")
+
+
+async def solve_with(
+    service: Service,
+    messages: str | Iterable[Mapping[str, Any]],
+    *,
+    observer: Observer | None = None,
+    **fields: Any,
+) -> Solution:
+    """Answer a conversation as a service would; ``fields`` are as for :func:`solve`."""
+    chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    short = {p.name for item in service.registry for p in item.params}
+    params = {k: v for k, v in fields.items() if k in short and k not in ChatRequest.__struct_fields__}
+    body = {"messages": chat, **{k: v for k, v in fields.items() if k not in params}}
+    if params:
+        body["optillm"] = {"params": params}
+    try:
+        data = to_json(body)
+    except TypeError as error:
+        raise InvalidRequest(f"not a field of a request: {error}") from None
+    raw, request = parse_request(data)
+    prepared = await service.prepare(raw, request)
+    run = service.start(prepared, run_id=new_run_id(), tenant="library")
+    if observer is not None:
+        run.observers.append(observer)
+    return _solution(prepared, run, await service.run(prepared, run))
 
 
 class _Exact:
@@ -106,6 +132,17 @@ class _Exact:
 
     async def lists(self, model: str) -> bool:
         return True
+
+
+def _check_upstream(upstream: Any) -> None:
+    client = hasattr(upstream, "chat")
+    if not (isinstance(upstream, str) or client or hasattr(upstream, "complete")):
+        raise TypeError(
+            f"upstream must be a base URL, an AsyncOpenAI client or an Upstream, not {upstream!r}"
+        )
+    # The SDK's synchronous clients have the same shape, but would block the loop.
+    if client and any(c.__name__ == "SyncAPIClient" for c in type(upstream).__mro__):
+        raise TypeError("upstream must be an AsyncOpenAI client, not a synchronous one")
 
 
 async def _upstream(upstream: Any, key: str | None, stack: AsyncExitStack) -> Upstream:

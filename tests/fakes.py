@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -31,6 +32,8 @@ class Reply:
     pieces: tuple[str, ...] | None = None
     hangs: bool = False
     """Stop streaming after the text, and never end."""
+    gate: asyncio.Event | None = None
+    """Streams the first piece of its text, and the rest when this is set."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -56,11 +59,30 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Bytes to be sent exactly as they are, as JSON or as an event stream, whichever was asked for."""
+
+    body: bytes
+
+
 def refusal(status: int, message: str, param: str | None = None, **headers: str) -> Fault:
     """An OpenAI error envelope."""
     error = {"message": message, "type": "upstream_says", "param": param, "code": None}
     named = {k.replace("_", "-"): v for k, v in headers.items()}
     return Fault(status=status, body={"error": error}, headers=named)
+
+
+ROLES = MappingProxyType(
+    {
+        "impartial rater": "rate",
+        "careful critic": "critique",
+        "compare replies": "select",
+        "play the user": "user",
+        "judge of dialogues": "eval",
+    }
+)
+"""Words of a helper's system message, and the stage they tell."""
 
 
 @dataclass(eq=False)
@@ -71,6 +93,9 @@ class Seen:
     headers: dict[str, str]
     path: str
     outcome: str = "open"
+    port: int = 0
+    """The client's: which connection the call came on."""
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -98,17 +123,10 @@ class Seen:
     @property
     def stage(self) -> str:
         """Which helper prompt it is, told by the helper's role; ``sample`` for everything else."""
-        roles = {
-            "impartial rater": "rate",
-            "careful critic": "critique",
-            "compare replies": "select",
-            "play the user": "user",
-            "judge of dialogues": "eval",
-        }
-        return next((stage for words, stage in roles.items() if words in self.system), "sample")
+        return next((stage for words, stage in self.roles.items() if words in self.system), "sample")
 
 
-Said = Reply | Fault | str | Sequence["Reply | str"]
+Said = Reply | Fault | Raw | str | Sequence["Reply | str"]
 Script = Callable[[Seen], Said | Awaitable[Said]]
 
 
@@ -120,6 +138,7 @@ class ScriptedUpstream:
         n_mode: native, ignore (one choice whatever n says) or reject (400).
         models: what ``/v1/models`` lists; a Fault breaks the list.
         latency: seconds before every answer.
+        roles: words of a helper's system message, and the stage that they tell; asked before ROLES.
     """
 
     def __init__(
@@ -129,12 +148,16 @@ class ScriptedUpstream:
         n_mode: str = "native",
         models: Sequence[str] | Fault = ("test-model",),
         latency: float = 0.0,
+        roles: Mapping[str, str] | None = None,
     ) -> None:
         self.script = script
+        self.roles = MappingProxyType({**(roles or {}), **ROLES})
         self.n_mode = n_mode
         self.models = models
         self.latency = latency
         self.calls: list[Seen] = []
+        self.lists = 0
+        """How often the models were asked for."""
         self.in_flight = 0
         self.peak = 0
         self._changed = asyncio.Condition()
@@ -180,12 +203,15 @@ class ScriptedUpstream:
             self._changed.notify_all()
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
+        self.lists += 1
         if isinstance(self.models, Fault):
             return _plain(self.models)
         return web.json_response({"object": "list", "data": [_model(m) for m in self.models]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        seen = Seen(await request.json(), dict(request.headers), request.path_qs)
+        peer = request.transport.get_extra_info("peername") if request.transport else None
+        seen = Seen(await request.json(), dict(request.headers), request.path_qs, roles=self.roles)
+        seen.port = peer[1] if peer else 0
         self.calls.append(seen)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
@@ -211,6 +237,9 @@ class ScriptedUpstream:
             said = await said
         if isinstance(said, Fault) and said.kind != "cut_stream" and said.kind != "silent_end":
             return await _fault(said, request)
+        if isinstance(said, Raw):
+            kind = "text/event-stream" if seen.body.get("stream") else "application/json"
+            return web.Response(body=said.body, headers={"Content-Type": kind})
         replies = _replies(said, 1 if self.n_mode == "ignore" else seen.n)
         usage = _usage(seen, replies)
         if seen.body.get("stream"):
@@ -315,7 +344,14 @@ async def _stream(
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     events = _events(seen, replies, usage)
+    begun: set[int] = set()
     for number, event in enumerate(events):
+        for choice in event["choices"]:
+            gate = replies[choice["index"]].gate
+            if gate is not None and choice["index"] in begun:
+                await gate.wait()
+            if choice["delta"].get("content"):
+                begun.add(choice["index"])
         if fault is not None and number == 2:
             if fault.kind == "cut_stream" and request.transport is not None:
                 request.transport.abort()

@@ -7,12 +7,23 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from optillm.core.registry import Registry
 from optillm.core.trace import CallRecord
+from optillm.core.usage import Usage
 from optillm.plugins import builtin_registry, load_registry
 from optillm.protocol.errors import OptiError
-from optillm.settings import Settings, SettingsError, from_command_line, plugins_of
+from optillm.settings import (
+    Settings,
+    SettingsError,
+    flags_of,
+    from_command_line,
+    from_flags,
+    parser,
+    plugins_of,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,30 +44,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     folder, override = plugins_of(argv)
-    settings = from_command_line(argv, load_registry(folder, allow_override=override))
+    registry = load_registry(folder, allow_override=override)
+    settings = from_command_line(argv, registry)
     level = "debug" if settings.log == "notset" else settings.log
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    log = logging.getLogger("optillm")
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.guarded:
-        log.warning("listening on %s without a key: anybody may use the upstream", settings.host)
-    if not settings.ssl_verify:
-        log.warning("CERTIFICATES OF UPSTREAMS ARE NOT VERIFIED (--no-ssl-verify)")
-    if settings.launch_gui:
-        log.warning("--launch-gui: this version has no web page yet; see /v1/approaches and /v1/runs")
+    for warning in settings.warnings:
+        logging.getLogger("optillm").warning(warning)
     from optillm.faces.serve import serve
 
-    return serve(settings)
+    return serve(settings, registry)
 
 
 def _approaches(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="optillm approaches", description="List the techniques.")
-    parser.add_argument("--markdown", action="store_true", help="as the documentation's table")
+    parser.add_argument("--markdown", metavar="DIR", type=Path, help="write the documentation's pages")
     options = parser.parse_args(list(argv))
     registry = builtin_registry()
     if options.markdown:
-        from optillm.cli.tables import techniques_page
+        from optillm.cli.tables import pages
 
-        print(techniques_page(registry), end="")
+        options.markdown.mkdir(parents=True, exist_ok=True)
+        for name, text in pages(registry).items():
+            (options.markdown / name).write_text(text)
         return 0
     for item in registry:
         print(f"{item.slug:18} {item.title}  [{item.calls}; depth {item.depth}]")
@@ -64,42 +73,33 @@ def _approaches(argv: Sequence[str]) -> int:
 
 
 def _ask(argv: Sequence[str]) -> int:
-    """``optillm ask QUESTION``: one question, answered in this process."""
-    parser = argparse.ArgumentParser(prog="optillm ask", description="Ask one question, without a server.")
-    parser.add_argument("question")
-    parser.add_argument("--approach", default="none", help="technique or composition")
-    parser.add_argument("--model", default=None)
-    parser.add_argument("--base-url", default="", help="upstream; else as the server would choose")
-    parser.add_argument("--trace", action="store_true", help="show each call and decision as it happens")
-    options = parser.parse_args(list(argv))
-    flags = ["--base-url", options.base_url] if options.base_url else []
-    settings = from_command_line(flags, builtin_registry())
-    return asyncio.run(_answer(settings, options))
+    """``optillm ask QUESTION``: one question, answered in this process, with the server's settings."""
+    folder, override = plugins_of(argv)
+    registry = load_registry(folder, allow_override=override)
+    command_line = parser(registry, "optillm ask")
+    command_line.description = "Ask one question, without a server. All settings of the server hold."
+    command_line.add_argument("question")
+    command_line.add_argument(
+        "--trace", action="store_true", help="show each call and decision as it happens"
+    )
+    flags = flags_of(command_line, argv, registry)
+    return asyncio.run(_answer(from_flags(flags, registry), registry, flags["question"], flags["trace"]))
 
 
-async def _answer(settings: Settings, options: argparse.Namespace) -> int:
-    from optillm.faces.app import upstream_of
-    from optillm.library import solve
-    from optillm.upstreams.openai_http import HTTPOptions, make_session
+async def _answer(settings: Settings, registry: Registry, question: str, trace: bool) -> int:
+    from optillm.faces.app import routing, service_of
+    from optillm.library import solve_with
 
-    async with make_session() as session:
-        upstream = upstream_of(settings.upstreams[0], session, HTTPOptions())
-        try:
-            solution = await solve(
-                options.question,
-                approach=options.approach,
-                model=options.model or settings.model,
-                upstream=upstream,
-                observer=print_record if options.trace else None,
-            )
-        finally:
-            await upstream.aclose()
+    async with routing(settings) as router:
+        service = service_of(settings, registry, router)
+        solution = await solve_with(service, question, observer=print_record if trace else None)
     print(solution.text)
-    if options.trace:
+    if trace:
         info = solution.response["optillm"]
+        usage = sum((call.usage for call in solution.trace.calls), Usage())
         print(
             f"\n{info['approach']} on {info['model']}: {info['calls']} calls, depth {info['depth']}, "
-            f"{solution.response['usage']['total_tokens']} tokens, {info['seconds']:.2f} s"
+            f"{usage.total} tokens, {info['seconds']:.2f} s"
         )
     return 0
 
@@ -108,6 +108,7 @@ def print_record(record: Any) -> None:
     """One line for one record of a trace, indented by its depth."""
     if isinstance(record, CallRecord):
         text = " | ".join(" ".join(r.visible.split())[:70] for r in record.replies)
+        text = f"failed: {record.error}" if record.error is not None else text
         took = (record.ended or record.started) - record.started
         print(
             f"{'  ' * record.depth}{record.stage}{f' @{record.tag}' if record.tag else ''}"

@@ -1,20 +1,37 @@
-"""Run a plan: one technique, chains, side by side, n times."""
+"""Run a plan: one technique, chains, side by side, reduced to one, n times."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
-from optillm.core.llm import LLM
+from optillm.core.llm import LLM, degradable
 from optillm.core.params import build
-from optillm.core.plan import Chain, Par, Plan, Unit, units
+from optillm.core.plan import Chain, Par, Plan, Reduce, Unit, pipelines, units, width
 from optillm.core.registry import Registry, Sigma
 from optillm.core.reply import Answer, Reply
 from optillm.core.run import Run
-from optillm.core.task import Task
+from optillm.core.task import Options, Task
 from optillm.protocol.errors import BudgetExceeded, InvalidRequest, OptiError, UpstreamEmpty
+
+_LONGEST_QUESTION = 1 << 24
+"""Characters."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The choices that one branch of a plan made.
+
+    Args:
+        approach: the branch.
+        replies: what it answered.
+    """
+
+    approach: str
+    replies: tuple[Reply, ...]
 
 
 @dataclass(frozen=True)
@@ -22,14 +39,14 @@ class Outcome:
     """What a run ends with.
 
     Args:
-        answers: per branch of the plan, in the order written: its name and its replies.
+        answers: what the branches of the plan made, in the order written.
         cut_short: which limit ended it early, or None.
         failed: branches that failed, with the reason, when others did not.
         note: what the approaches say about the run.
         raw: an upstream's own body, to be handed on untouched.
     """
 
-    answers: tuple[tuple[str, tuple[Reply, ...]], ...]
+    answers: tuple[Choices, ...]
     cut_short: str | None
     failed: Mapping[str, str]
     note: Mapping[str, Any]
@@ -38,7 +55,7 @@ class Outcome:
     @property
     def replies(self) -> tuple[Reply, ...]:
         """All choices in index order."""
-        return tuple(reply for _, replies in self.answers for reply in replies)
+        return tuple(reply for choices in self.answers for reply in choices.replies)
 
 
 @dataclass(frozen=True)
@@ -62,11 +79,16 @@ class Job:
         return build(approach.params_class, approach.params, values)
 
     def described(self) -> dict[str, Any]:
-        """Every parameter in force, by approach, for the response."""
+        """Every parameter in force, by approach, for the response.
+
+        An approach that stands in the plan again with other parameters is called as it is written.
+        """
         out: dict[str, Any] = {}
         for unit in units(self.plan):
             params = self.params_of(unit)
-            out[unit.slug] = {p.name: getattr(params, p.name) for p in self.registry[unit.slug].params}
+            shown = {p.name: getattr(params, p.name) for p in self.registry[unit.slug].params}
+            if out.setdefault(unit.slug, shown) != shown:
+                out[str(unit)] = shown
         return out
 
     def worst(self, n: int, sigma: Sigma) -> int | None:
@@ -76,30 +98,37 @@ class Job:
             n: choices that the client wants.
             sigma: calls that k samples cost.
         """
+        try:
+            return self._worst(self.plan, n, sigma)
+        except _Unknown:
+            return None
 
-        def of(plan: Plan, n: int) -> int | None:
-            if isinstance(plan, Unit):
-                item = self.registry[plan.slug]
-                if item.worst is None:
-                    return None
-                if item.handles_n:
-                    return item.worst(self.params_of(plan), lambda k: sigma(k * n))
-                return n * item.worst(self.params_of(plan), sigma)
-            if isinstance(plan, Par):
-                parts = [of(b, n) for b in plan.branches]
-            else:
-                last = len(plan.steps) - 1
-                parts = [
-                    of(s, 1)
-                    for i, s in enumerate(plan.steps)
-                    if i == last or not (isinstance(s, Unit) and self.registry[s.slug].rewrite)
-                ]
-            counts = [p for p in parts if p is not None]
-            if len(counts) < len(parts):
-                return None
-            return sum(counts) * (n if isinstance(plan, Chain) else 1)
+    def _worst(self, plan: Plan, n: int, sigma: Sigma) -> int:
+        if isinstance(plan, Unit):
+            item, params = self.registry[plan.slug], self.params_of(plan)
+            if item.worst is None:
+                raise _Unknown
+            if item.handles_n:
+                return item.worst(params, lambda k: sigma(k * n))
+            return n * item.worst(params, sigma)
+        if isinstance(plan, Par):
+            return sum(self._worst(b, n, sigma) for b in plan.branches)
+        if isinstance(plan, Reduce):
+            return n * (self._worst(plan.par, 1, sigma) + self._worst_reduce(plan))
+        *before, last = plan.steps
+        asking = [s for s in before if not (isinstance(s, Unit) and self.registry[s.slug].rewrite)]
+        return n * sum(self._worst(s, 1, sigma) for s in (*asking, last))
 
-        return of(self.plan, n)
+    def _worst_reduce(self, plan: Reduce) -> int:
+        candidates = width(plan.par)
+        worst = self.registry[plan.reducer.slug].worst_reduce
+        if worst is None:
+            raise _Unknown
+        return worst(self.params_of(plan.reducer), candidates) if candidates > 1 else 0
+
+
+class _Unknown(Exception):
+    """An approach cannot tell how many calls it can take."""
 
 
 def check_worst(job: Job, n: int, sigma: Sigma, limit: int) -> None:
@@ -124,77 +153,188 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
     Raises:
         OptiError: no branch had an answer.
     """
+    execution = _Execution(job, run)
     try:
-        branches = await _Execution(job, run).plan(job.plan, task, task.options.n, 0, live=True)
+        branches = await execution.plan(job.plan, task, task.options.n, _Place())
     finally:
         run.trace.ended = run.trace.clock()
-    good = [(name, a) for name, a in branches if isinstance(a, Answer)]
-    bad = [(name, e) for name, e in branches if isinstance(e, OptiError)]
+    good = execution.answered(branches)
     if not good:
-        raise bad[0][1]
-    note = {key: value for _, answer in good for key, value in answer.note.items()}
+        raise _first_error(branches)
     return Outcome(
-        tuple((name, a.replies) for name, a in good),
+        tuple(Choices(b.name, b.replies) for b in good),
         run.budget.ended,
-        {name: error.message for name, error in bad},
-        note,
-        good[0][1].raw,
+        MappingProxyType(execution.failed),
+        {key: value for b in good for key, value in b.note.items()},
+        good[0].answer.raw if good[0].answer and isinstance(job.plan, Unit) else None,
     )
 
 
-Branch = tuple[str, Answer | OptiError]
+@dataclass(frozen=True)
+class _Place:
+    """Where in a run a plan stands.
+
+    Args:
+        choice: the client's index of its first choice.
+        pipeline: its number among those that run side by side: each draws samples of its own.
+        live: whether its answers may stream to the client.
+    """
+
+    choice: int = 0
+    pipeline: int = 0
+    live: bool = True
+
+    def after(self, plan: Plan, n: int = 1) -> _Place:
+        """The place behind n runs of a plan."""
+        choice = self.choice + n * width(plan)
+        return replace(self, choice=choice, pipeline=self.pipeline + n * pipelines(plan))
+
+    @property
+    def hidden(self) -> _Place:
+        """The same place, of what is not the client's answer."""
+        return replace(self, live=False)
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """What came of a plan at a place: an answer, an error, or both: the best before the error."""
+
+    plan: Plan
+    place: _Place
+    answer: Answer | None = None
+    error: OptiError | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.plan)
+
+    @property
+    def replies(self) -> tuple[Reply, ...]:
+        return self.answer.replies if self.answer else ()
+
+    @property
+    def note(self) -> Mapping[str, Any]:
+        return self.answer.note if self.answer else {}
 
 
 class _Execution:
     def __init__(self, job: Job, run: Run) -> None:
         self.job, self.run = job, run
+        self.failed: dict[str, str] = {}
 
-    async def plan(
-        self, plan: Plan, task: Task, n: int, choice: int, *, live: bool, pipeline: int = 0
-    ) -> list[Branch]:
-        """Run a plan; n choices per branch, the first of them with index ``choice``."""
+    async def plan(self, plan: Plan, task: Task, n: int, place: _Place) -> list[_Branch]:
+        """Run a plan n times; what came of it, in the order of the choices."""
         if isinstance(plan, Par):
-            runs = [
-                self.plan(b, task, n, choice + i * n, live=live, pipeline=pipeline)
-                for i, b in enumerate(plan.branches)
-            ]
-            return [b for branches in await self._all(runs) for b in branches]
-        if isinstance(plan, Unit) and (self.job.registry[plan.slug].handles_n or n == 1):
-            return [await self._unit(plan, task, n, choice, live, pipeline)]
-        one: Callable[[int], Awaitable[Branch]]
+            runs = []
+            for branch in plan.branches:
+                runs.append(self.plan(branch, task, n, place))
+                place = place.after(branch, n)
+            return await self._side_by_side(runs)
+        if n > 1 and not (isinstance(plan, Unit) and self.job.registry[plan.slug].handles_n):
+            return await self._side_by_side(self.plan(plan, task, 1, place.after(plan, i)) for i in range(n))
         if isinstance(plan, Unit):
-            unit = plan
+            return [await self._unit(plan, task, n, place)]
+        if isinstance(plan, Reduce):
+            return [await self._reduce(plan, task, place)]
+        return await self._chain(plan, task, place)
 
-            async def one(i: int) -> Branch:
-                return await self._unit(unit, task, 1, choice + i, live, pipeline + i)
-        else:
-            chain = plan
+    def answered(self, branches: Iterable[_Branch]) -> list[_Branch]:
+        """The branches that have an answer; beside them, the others are told as failed."""
+        everyone = list(branches)
+        good = [b for b in everyone if b.answer is not None]
+        for branch in everyone:
+            if good and branch.answer is None and branch.error is not None:
+                self._tell(branch.name, branch.error)
+        return good
 
-            async def one(i: int) -> Branch:
-                return await self._chain(chain, task, choice + i, live, pipeline + i)
+    async def _side_by_side(self, runs: Iterable[Awaitable[list[_Branch]]]) -> list[_Branch]:
+        llm = LLM(self.run, Options())
+        return [branch for branches in await llm.gather(*runs) for branch in branches]
 
-        return [_merged(str(plan), await self._all([one(i) for i in range(n)]))]
+    async def _unit(self, unit: Unit, task: Task, n: int, place: _Place) -> _Branch:
+        asked, llm = self._asked(unit, task, n, place)
+        work = self.job.registry[unit.slug].run(asked, llm, self.job.params_of(unit))
+        return await self._ended(unit, work, llm, place)
 
-    async def _all(self, runs: list[Any]) -> list[Any]:
-        llm = LLM(self.run, Task(()).options)
-        result: list[Any] = await llm.gather(*runs)
-        return result
+    async def _reduce(self, plan: Reduce, task: Task, place: _Place) -> _Branch:
+        branches = await self.plan(plan.par, task, 1, place.hidden)
+        good = self._finished(self.answered(branches))
+        if not good:
+            return _Branch(plan, place, error=_first_error(branches))
+        candidates = [(b, reply) for b in good for reply in b.replies]
+        asked, llm = self._asked(plan.reducer, task, 1, place)
+        llm.keep(_best(good))
+        result = _Branch(plan, place, Answer((_best(good),)), good[0].error)
+        reduce = self.job.registry[plan.reducer.slug].reduce
+        if len(candidates) > 1 and reduce is not None:
+            params = self.job.params_of(plan.reducer)
+            work = reduce(asked, llm, params, [reply for _, reply in candidates])
+            result = await self._ended(plan, work, llm, place)
+        if result.answer is None and result.error and degradable(result.error) and not llm.shown:
+            # The candidates are there: a reducer that breaks does not lose them.
+            self._tell(str(plan.reducer), result.error)
+            result = _Branch(plan, place, Answer((_best(good),)))
+        if result.answer is None:
+            return result
+        winner = next((b for b, reply in candidates if reply is result.answer.reply), None)
+        names = [b.name for b, _ in candidates]
+        await llm.note("reduce", candidates=names, winner=winner.name if winner else None)
+        note = {**(winner.note if winner else {}), **result.note}
+        return replace(result, answer=replace(result.answer, note=note))
 
-    async def _unit(self, unit: Unit, task: Task, n: int, choice: int, live: bool, pipeline: int) -> Branch:
-        approach = self.job.registry[unit.slug]
+    def _finished(self, good: list[_Branch]) -> list[_Branch]:
+        """The branches that came to their end; beside them, the best so far of the others is no candidate."""
+        finished = [b for b in good if b.error is None]
+        for branch in good if finished else ():
+            if branch.error is not None:
+                self._tell(branch.name, branch.error)
+        return finished or good
+
+    async def _chain(self, chain: Chain, task: Task, place: _Place) -> list[_Branch]:
+        before, last = chain.steps[:-1], chain.steps[-1]
+        earlier: list[_Branch] = []
+        for step in before:
+            rewrite = self.job.registry[step.slug].rewrite if isinstance(step, Unit) else None
+            if isinstance(step, Unit) and rewrite is not None:
+                try:
+                    task = _bounded(rewrite(task, self.job.params_of(step)))
+                except OptiError as error:
+                    return [_Branch(chain, place, error=error)]
+                continue
+            branches = await self.plan(step, self._improving(task, earlier), 1, place.hidden)
+            good = self.answered(branches)
+            if not good:
+                return [_cut(chain, place, earlier, _first_error(branches))]
+            earlier = good
+        branches = await self.plan(last, self._improving(task, earlier), 1, place)
+        if not any(b.answer for b in branches):
+            return [_cut(chain, place, earlier, _first_error(branches))]
+        return [replace(b, plan=Chain((*before, b.plan))) for b in branches]
+
+    def _asked(self, unit: Unit, task: Task, n: int, place: _Place) -> tuple[Task, LLM]:
+        """The task as a unit gets it, and its model."""
         asked = replace(task, options=replace(task.options, n=n))
-        llm = LLM(self.run, asked.options, unit=unit.slug, choice=choice, pipeline=pipeline, live=live)
+        llm = LLM(
+            self.run,
+            asked.options,
+            unit=unit.slug,
+            choice=place.choice,
+            pipeline=place.pipeline,
+            live=place.live,
+        )
+        return asked, llm
+
+    async def _ended(self, plan: Plan, work: Awaitable[Answer], llm: LLM, place: _Place) -> _Branch:
+        """What came of an approach's work; at the end of a budget its best so far."""
         try:
-            answer = await self._until_the_end(approach.run(asked, llm, self.job.params_of(unit)))
+            answer = await self._until_the_end(work)
             if not answer.replies:
-                raise UpstreamEmpty(f"'{unit.slug}' found no usable answer")
-            return str(unit), answer
+                raise UpstreamEmpty(f"'{plan}' found no usable answer")
+            return _Branch(plan, place, answer)
         except BudgetExceeded as error:
-            if llm.best is not None:
-                return str(unit), Answer((llm.best,))
-            return str(unit), error
+            return _Branch(plan, place, Answer((llm.best,)) if llm.best else None, error)
         except OptiError as error:
-            return str(unit), error
+            return _Branch(plan, place, error=error)
 
     async def _until_the_end(self, work: Awaitable[Answer]) -> Answer:
         """The budget ends calls; work that goes on without any is ended a moment later."""
@@ -208,28 +348,17 @@ class _Execution:
                 raise
             raise BudgetExceeded(budget.spent or budget.end_name) from None
 
-    async def _chain(self, chain: Chain, task: Task, choice: int, live: bool, pipeline: int) -> Branch:
-        best: Answer | None = None
-        for i, step in enumerate(chain.steps):
-            last = i == len(chain.steps) - 1
-            if not last and isinstance(step, Unit):
-                rewrite = self.job.registry[step.slug].rewrite
-                if rewrite is not None:
-                    task = rewrite(task, self.job.params_of(step))
-                    continue
-            branches = await self.plan(step, task, 1, choice, live=live and last, pipeline=pipeline)
-            answers = [a for _, a in branches if isinstance(a, Answer)]
-            if not answers:
-                error = next(e for _, e in branches if isinstance(e, OptiError))
-                # Nothing already computed is lost: a budget that ends here leaves the step before.
-                if best is not None and isinstance(error, BudgetExceeded):
-                    return str(chain), best
-                return str(chain), error
-            best = Answer(tuple(r for a in answers for r in a.replies), raw=None)
-            if last:
-                return str(chain), best
-            task = handed_on(task, best.replies, LLM(self.run, task.options).nonce)
-        raise AssertionError("a chain has a last step")
+    def _improving(self, task: Task, earlier: list[_Branch]) -> Task:
+        replies = tuple(reply for b in earlier for reply in b.replies)
+        return handed_on(task, replies, LLM(self.run, task.options).nonce) if replies else task
+
+    def _tell(self, name: str, error: OptiError) -> None:
+        """Name a failure that does not fail the run; each reason once."""
+        known = self.failed.get(name)
+        if known is None:
+            self.failed[name] = error.message
+        elif error.message not in known:
+            self.failed[name] = f"{known}; {error.message}"
 
 
 def handed_on(task: Task, answers: tuple[Reply, ...], nonce: str) -> Task:
@@ -242,9 +371,28 @@ def handed_on(task: Task, answers: tuple[Reply, ...], nonce: str) -> Task:
     )
 
 
-def _merged(name: str, pipelines: list[Branch]) -> Branch:
-    answers = [a for _, a in pipelines if isinstance(a, Answer)]
-    if not answers:
-        return pipelines[0]
-    note = {k: v for a in answers for k, v in a.note.items()}
-    return name, Answer(tuple(r for a in answers for r in a.replies), note)
+def _best(branches: Iterable[_Branch]) -> Reply:
+    """The answer if the run had to end now: of a branch that finished, and complete, if there is one."""
+    ranked = [(b.error is not None, reply.truncated, reply) for b in branches for reply in b.replies]
+    return min(ranked, key=lambda item: item[:2])[2]
+
+
+def _cut(plan: Plan, place: _Place, earlier: Sequence[_Branch], error: OptiError) -> _Branch:
+    """A plan that ended with an error; if it is the budget's, with the answer of the step before."""
+    kept = Answer((_best(earlier),)) if earlier and isinstance(error, BudgetExceeded) else None
+    return _Branch(plan, place, kept, error)
+
+
+def _first_error(branches: Iterable[_Branch]) -> OptiError:
+    return next(b.error for b in branches if b.error is not None)
+
+
+def _bounded(task: Task) -> Task:
+    """The rewritten task, if it is not absurd: approaches that repeat the question multiply it."""
+    if len(task.text) > _LONGEST_QUESTION:
+        raise InvalidRequest(
+            f"the composition makes the question longer than {_LONGEST_QUESTION} characters",
+            param="optillm_approach",
+            code="question_too_long",
+        )
+    return task

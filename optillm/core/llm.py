@@ -13,9 +13,9 @@ from optillm.core.reply import Answer, Reply, parse_completion
 from optillm.core.run import Route, Run, Sink
 from optillm.core.streaming import Assembler, StreamView
 from optillm.core.task import LIMIT_FIELDS, Messages, Options, Task
-from optillm.core.trace import DEPTH, CallRecord
+from optillm.core.trace import DEPTH, CallRecord, NoteRecord
 from optillm.core.upstream import Call
-from optillm.core.usage import read_usage
+from optillm.core.usage import Usage, read_usage
 from optillm.protocol.errors import (
     BudgetExceeded,
     OptiError,
@@ -37,7 +37,7 @@ class LLM:
         options: the client's fields, for answer-producing calls.
         unit: the approach that uses it, for the trace.
         choice: the index of the client's choice that it works for.
-        pipeline: which of the request's n independent pipelines it belongs to.
+        pipeline: its number among what the request runs side by side; each draws samples of its own.
         live: whether its answers may stream to the client.
     """
 
@@ -57,9 +57,13 @@ class LLM:
         self.choice = choice
         self.pipeline = pipeline
         self.live = live and run.sink is not None
-        self.rng = run.rng(f"{unit}/{choice}")
+        self.rng = run.rng(f"{unit}/{pipeline}")
         self.best: Reply | None = None
         """The answer if the run had to end now."""
+        self.shown = False
+        """Whether the client has seen part of an answer."""
+        self.spent = Usage()
+        """What the calls made through this object cost."""
 
     @property
     def nonce(self) -> str:
@@ -205,8 +209,7 @@ class LLM:
 
     async def note(self, name: str, **data: Any) -> None:
         """Record scores, votes, a tree or a choice in the trace."""
-        self.run.trace.note(name, self.unit, data)
-        self._observe()
+        self._observe(self.run.trace.note(name, self.unit, data))
         await self._progress(name + ": " + ", ".join(f"{k} {_brief(v)}" for k, v in data.items()))
 
     async def forward(self, task: Task) -> Answer:
@@ -220,28 +223,32 @@ class LLM:
         if self.options.n != 1 or self.options.n_given:
             body["n"] = self.options.n
         call = Call(body, self.run.id, self.run.bearer)
-        record = self._begin("none", body, route, None)
+        record: CallRecord | None = None
         assembler = Assembler(None, 0, StreamView)
         try:
             async with self.run.budget.call():
+                record = self._begin("none", body, route, None)
                 if self.live and self.run.sink is not None:
                     return await self._forward_stream(call, route, record, self.run.sink, assembler)
                 raw = await route.upstream.complete(call)
-                completion = parse_completion(raw)
+            completion = parse_completion(raw)
+            replies = tuple(completion.replies())
+            shown = "".join(r.reasoning for r in replies)
+            self._spend(record, replies, read_usage(completion.usage, route.price, shown))
         except BudgetExceeded as error:
-            record.error = error.message
+            if record is not None:
+                record.error = error.message
             if self.run.sink is None or not assembler.begun:
                 raise
             await self._close_forwarded(self.run.sink, assembler)
             return Answer(tuple(assembler.cut()), raw=b"")
         except BaseException as error:
-            record.error = str(error) or type(error).__name__
+            if record is not None:
+                record.error = str(error) or type(error).__name__
             raise
         finally:
-            self._end(record)
-        replies = tuple(completion.replies())
-        shown = "".join(r.reasoning for r in replies)
-        self._spend(record, replies, read_usage(completion.usage, route.price, shown))
+            if record is not None:
+                self._end(record)
         return Answer(replies, raw=raw)
 
     async def _forward_stream(
@@ -361,11 +368,12 @@ class LLM:
         view: Callable[[], StreamView] | None,
         index: int,
     ) -> list[Reply]:
-        record = self._begin(stage, body, route, tag)
+        # A call that the budget refuses was never made: it has no record.
+        record: CallRecord | None = None
         assembler = Assembler(self.run.sink, self.choice + index, view) if view else None
-        usage, fingerprint = None, None
         try:
             async with self.run.slots, self.run.budget.call():
+                record = self._begin(stage, body, route, tag)
                 call = Call(body, self.run.id, self.run.bearer)
                 if assembler is None:
                     completion = parse_completion(await route.upstream.complete(call))
@@ -375,29 +383,36 @@ class LLM:
                     await self._stream(call, route, assembler)
                     replies, usage = assembler.replies(), assembler.usage
                     fingerprint = assembler.system_fingerprint
+            shown = "".join(r.reasoning for r in replies)
+            self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
         except BudgetExceeded as error:
-            record.error = error.message
             # What its client has seen of an answer is the answer, cut where the budget ended.
-            replies = assembler.cut() if assembler else []
-            if assembler is None or not any(r.usable for r in replies):
+            replies, fingerprint = assembler.cut() if assembler else [], None
+            if record is None or assembler is None or not any(r.usable for r in replies):
                 raise
+            record.error = error.message
+            shown = "".join(r.reasoning for r in replies)
+            self._spend(record, tuple(replies), read_usage(assembler.usage, route.price, shown))
             self.best = assembler.partial or self.best
         except BaseException as error:
-            record.error = str(error) or type(error).__name__
+            if record is not None:
+                record.error = str(error) or type(error).__name__
             raise
         finally:
-            self._end(record)
+            if record is not None:
+                self._end(record)
         self.run.system_fingerprint = self.run.system_fingerprint or fingerprint
-        shown = "".join(r.reasoning for r in replies)
-        self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
         await self._progress(f"{stage}: {_brief([r.visible or r.finish_reason for r in replies])}")
         return replies
 
     async def _stream(self, call: Call, route: Route, assembler: Assembler) -> None:
-        async with aclosing(route.upstream.stream(call)) as payloads:
-            async for payload in payloads:
-                await assembler.feed(payload)
-        await assembler.close()
+        try:
+            async with aclosing(route.upstream.stream(call)) as payloads:
+                async for payload in payloads:
+                    await assembler.feed(payload)
+            await assembler.close()
+        finally:
+            self.shown = self.shown or assembler.partial is not None
 
     def _begin(self, stage: str, body: Mapping[str, Any], route: Route, tag: str | None) -> CallRecord:
         record = CallRecord(
@@ -415,15 +430,16 @@ class LLM:
     def _end(self, record: CallRecord) -> None:
         record.ended = self.run.trace.clock()
         DEPTH.set(record.depth)
+        self._observe(record)
 
-    def _spend(self, record: CallRecord, replies: tuple[Reply, ...], usage: Any) -> None:
+    def _spend(self, record: CallRecord, replies: tuple[Reply, ...], usage: Usage) -> None:
         record.replies, record.usage = replies, usage
+        self.spent += usage
         self.run.budget.spend(usage)
-        self._observe()
 
-    def _observe(self) -> None:
+    def _observe(self, record: CallRecord | NoteRecord) -> None:
         for observer in self.run.observers:
-            observer(self.run.trace.records[-1])
+            observer(record)
 
     async def _progress(self, line: str) -> None:
         if self.run.sink is not None:

@@ -7,7 +7,7 @@ environment variables, JSON Schema, help text and the docs table.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from types import NoneType, UnionType
@@ -56,6 +56,10 @@ class ApproachParams:
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
 
+    def contradictions(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together: the short name of a parameter, and what is wrong with it."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Param:
@@ -94,8 +98,9 @@ class Param:
         if self.rule.ge is not None or self.rule.le is not None:
             low = "" if self.rule.ge is None else f"{self.rule.ge:g}"
             high = "" if self.rule.le is None else f"{self.rule.le:g}"
-            where = "of length " if get_origin(base) is tuple else "from "
-            words += f" {where}{low} to {high}" if low and high else f" at least {low}{high}"
+            span = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
+            sized = get_origin(base) is tuple
+            words += (" of length " if sized else " from " if low and high else " ") + span
         return words + (" or null" if optional else "")
 
     def check(self, value: Any, where: str | None = None) -> Any:
@@ -150,8 +155,16 @@ def params_of(slug: str, cls: type[ApproachParams]) -> tuple[Param, ...]:
 
 
 def build(cls: type[ApproachParams], params: tuple[Param, ...], values: Mapping[str, Any]) -> ApproachParams:
-    """A frozen Params object from checked values by short name; the rest takes its default."""
-    return cls(**{p.name: values[p.name] for p in params if p.name in values})
+    """A frozen Params object from checked values by short name; the rest takes its default.
+
+    Raises:
+        InvalidRequest: the values contradict each other.
+    """
+    built = cls(**{p.name: values[p.name] for p in params if p.name in values})
+    for name, problem in built.contradictions():
+        field_name = next(p.request_name for p in params if p.name == name)
+        raise InvalidRequest(f"'{field_name}' {problem}", param=field_name, code="contradictory_parameters")
+    return built
 
 
 def find(params: tuple[Param, ...], name: str, slug: str) -> Param:

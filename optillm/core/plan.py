@@ -2,9 +2,16 @@
 
 ::
 
-    spec  := chain ; chain := par ('&' par)* ; par := unit ('|' unit)*
-    unit  := slug [ '(' name '=' value (',' name '=' value)* ')' ] | '(' spec ')'
-    model := spec '-' name
+    spec    := chain
+    chain   := reduced ('&' reduced)*
+    reduced := par ['>' slug [args]]
+    par     := unit ('|' unit)*
+    unit    := slug [args] | '(' spec ')'
+    args    := '(' name '=' value (',' name '=' value)* ')'
+    value   := number | true | false | bare word | "quoted"
+    model   := spec '-' name
+
+``|`` binds tightest, then ``>``, then ``&``. What a plan prints is read back as the same plan.
 """
 
 from __future__ import annotations
@@ -18,10 +25,16 @@ from optillm.core.params import find
 from optillm.core.registry import Registry
 from optillm.protocol.errors import InvalidRequest, near_names
 
-_SLUG = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?(?![A-Za-z0-9_.])")
+MAX_UNITS = 64
+"""Approaches in one composition."""
+MAX_DEPTH = 16
+"""Compositions inside one another."""
+_MAX_PARENTHESES = 64
+
+_SLUG = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.S)
 _SPACE = re.compile(r"\s*")
 
 
@@ -45,7 +58,19 @@ class Par:
     branches: tuple[Plan, ...]
 
     def __str__(self) -> str:
-        return "|".join(f"({b})" if isinstance(b, Chain | Par) else str(b) for b in self.branches)
+        return "|".join(str(b) if isinstance(b, Unit) else f"({b})" for b in self.branches)
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """The answers of a plan are candidates, of which an approach makes one."""
+
+    par: Plan
+    reducer: Unit
+
+    def __str__(self) -> str:
+        par = str(self.par) if isinstance(self.par, Unit) else f"({self.par})"
+        return f"{par}>{self.reducer}"
 
 
 @dataclass(frozen=True)
@@ -55,55 +80,76 @@ class Chain:
     steps: tuple[Plan, ...]
 
     def __str__(self) -> str:
-        return "&".join(f"({s})" if isinstance(s, Chain) else str(s) for s in self.steps)
+        return "&".join(f"({s})" if isinstance(s, Chain | Par) else str(s) for s in self.steps)
 
 
-Plan = Unit | Par | Chain
+Plan = Unit | Par | Reduce | Chain
 NONE = Unit("none")
+
+
+def parts(plan: Plan) -> tuple[Plan, ...]:
+    """The plans that a plan is composed of, in the order written; none for a unit."""
+    if isinstance(plan, Unit):
+        return ()
+    if isinstance(plan, Reduce):
+        return (plan.par, plan.reducer)
+    return plan.branches if isinstance(plan, Par) else plan.steps
 
 
 def units(plan: Plan) -> Iterator[Unit]:
     """All units of a plan, in the order written."""
     if isinstance(plan, Unit):
         yield plan
-    else:
-        for part in plan.branches if isinstance(plan, Par) else plan.steps:
-            yield from units(part)
+    for part in parts(plan):
+        yield from units(part)
+
+
+def width(plan: Plan) -> int:
+    """How many choices a plan makes where one approach makes one."""
+    if isinstance(plan, Par):
+        return sum(width(b) for b in plan.branches)
+    return width(plan.steps[-1]) if isinstance(plan, Chain) else 1
+
+
+def pipelines(plan: Plan) -> int:
+    """How many approaches of a plan may run at the same time."""
+    inner = [pipelines(p) for p in parts(plan)]
+    return sum(inner) if isinstance(plan, Par) else max(inner, default=1)
 
 
 def parse_spec(text: str, registry: Registry, where: str = "optillm_approach") -> Plan:
     """Read a whole composition, as in a request body or a tag.
 
     Raises:
-        InvalidRequest: not a composition, an unknown slug or a bad parameter.
+        InvalidRequest: not a composition, an unknown slug or a bad parameter; tells the position.
     """
     parser = _Parser(text, registry, where)
-    plan = parser.spec()
+    plan = parser.whole()
     parser.space()
     if parser.at < len(text):
-        raise parser.error("expected '&', '|' or the end")
-    return _checked(plan, where)
+        raise parser.error("expected '&', '|', '>' or the end")
+    return plan
 
 
 def split_model(name: str, registry: Registry) -> tuple[Plan | None, str]:
     """Split ``spec-name`` into the plan and the upstream's model; no plan if it has no prefix.
 
     Raises:
-        InvalidRequest: it begins like a composition, but is none; or it has two readings.
+        InvalidRequest: it begins like a composition, but is none.
     """
     slug = _SLUG.match(name)
     if slug is None and not name.startswith("("):
         return None, name
-    if slug is not None and slug.group() not in registry and not _composed(name, slug.end(), registry):
+    if slug is not None and slug.group() not in registry and not _composed(name, slug.end()):
         return None, name
     parser = _Parser(name, registry, "model")
-    plan = parser.spec()
+    plan = parser.whole()
     rest = name[parser.at :]
     if len(rest) < 2 or rest[0] != "-":
         if isinstance(plan, Unit) and not plan.args:
             return None, name
         raise parser.error("expected '-' and the name of a model")
-    return _checked(plan, "model"), rest[1:]
+    return plan, rest[1:]
 
 
 def check_unambiguous(plan: Plan, model: str, registry: Registry) -> None:
@@ -114,44 +160,150 @@ def check_unambiguous(plan: Plan, model: str, registry: Registry) -> None:
         second, rest = None, model
     if second is not None:
         raise InvalidRequest(
-            f"'{plan}-{model}' has two readings: write '{plan}&{second}-{rest}' to run one after the "
-            f"other, or '{plan}|{second}-{rest}' to run both",
+            f"'{plan}-{model}' has two readings: write '{Chain((plan, second))}-{rest}' to run one after "
+            f"the other, or '{Par((plan, second))}-{rest}' to run both",
             param="model",
             code="ambiguous_approach",
         )
 
 
-def _composed(name: str, end: int, registry: Registry) -> bool:
+def _composed(name: str, end: int) -> bool:
     """Whether a name with an unknown first slug still is meant as a composition."""
     rest = name[end:].lstrip()
-    if rest[:1] in ("&", "|"):
+    if rest[:1] in ("&", "|", ">"):
         return True
     return rest[:1] == "(" and ")" in rest and "=" in rest
 
 
-def _checked(plan: Plan, where: str) -> Plan:
-    if not isinstance(plan, Unit) and any(u.slug == "none" for u in units(plan)):
-        raise InvalidRequest("'none' cannot be part of a composition", param=where)
-    return plan
+def _depth(plan: Plan) -> int:
+    return 1 + max((_depth(p) for p in parts(plan)), default=-1)
 
 
 class _Parser:
+    """Recursive descent, one method per rule of the grammar."""
+
     def __init__(self, text: str, registry: Registry, where: str) -> None:
         self.text, self.registry, self.where = text, registry, where
         self.at = 0
-        self.depth = 0
+        self.units = 0
+        self.open = 0
+        self.deepest = (0, 0)
+        """How many parentheses were open at once, and where the last of them stands."""
+        self.none: int | None = None
+
+    def whole(self) -> Plan:
+        """A spec, and what holds for it as a whole."""
+        plan = self.spec()
+        if _depth(plan) > MAX_DEPTH:
+            raise self.error(f"more than {MAX_DEPTH} compositions inside one another", self.deepest[1])
+        if self.none is not None and not isinstance(plan, Unit):
+            raise self.error("'none' cannot be part of a composition", self.none)
+        return plan
+
+    def spec(self) -> Plan:
+        steps = [self.reduced()]
+        while self.take("&"):
+            steps.append(self.reduced())
+        return steps[0] if len(steps) == 1 else Chain(tuple(steps))
+
+    def reduced(self) -> Plan:
+        par = self.par()
+        if not self.take(">"):
+            return par
+        self.space()
+        start = self.at
+        if self.text.startswith("(", start):
+            raise self.error("expected the name of one approach that reduces")
+        reducer = self.named()
+        if not self.registry[reducer.slug].reduces:
+            able = ", ".join(a.slug for a in self.registry if a.reduces) or "none"
+            what = f"'{reducer.slug}' cannot reduce several answers to one. These can: {able}."
+            raise self.error(what, start, code="cannot_reduce")
+        self.space()
+        if self.text.startswith((">", "|"), self.at):
+            raise self.error("a group ends with its reducer: put what stands before into parentheses")
+        return Reduce(par, reducer)
+
+    def par(self) -> Plan:
+        branches = [self.unit()]
+        while self.take("|"):
+            branches.append(self.unit())
+        return branches[0] if len(branches) == 1 else Par(tuple(branches))
+
+    def unit(self) -> Plan:
+        if not self.take("("):
+            return self.named()
+        self.open += 1
+        self.deepest = max(self.deepest, (self.open, self.at - 1))
+        if self.open > _MAX_PARENTHESES:
+            raise self.error("too many open parentheses", self.at - 1)
+        plan = self.spec()
+        if not self.take(")"):
+            raise self.error("expected ')'")
+        self.open -= 1
+        return plan
+
+    def named(self) -> Unit:
+        self.space()
+        start = self.at
+        match = _SLUG.match(self.text, start)
+        if match is None:
+            raise self.error("expected the name of an approach")
+        slug = match.group()
+        if slug not in self.registry:
+            near = near_names(slug, (a.slug for a in self.registry))
+            raise self.error(f"unknown approach '{slug[:60]}'.{near}", code="unknown_approach")
+        self.units += 1
+        if self.units > MAX_UNITS:
+            raise self.error(f"more than {MAX_UNITS} approaches")
+        if slug == NONE.slug and self.none is None:
+            self.none = start
+        self.at = match.end()
+        return Unit(slug, self.args(slug) if self.take("(") else ())
+
+    def args(self, slug: str) -> tuple[tuple[str, Any], ...]:
+        out: dict[str, Any] = {}
+        while True:
+            self.space()
+            start = self.at
+            name = _SLUG.match(self.text, start)
+            if name is None:
+                raise self.error("expected the name of a parameter")
+            try:
+                param = find(self.registry[slug].params, name.group()[:60], slug)
+            except InvalidRequest as error:
+                raise self.located(error, start) from None
+            if param.name in out:
+                raise self.error(f"'{param.name}' given twice")
+            self.at = name.end()
+            if not self.take("="):
+                raise self.error("expected '='")
+            self.space()
+            start = self.at
+            try:
+                out[param.name] = param.check(self.value())
+            except InvalidRequest as error:
+                raise self.located(error, start) from None
+            if self.take(")"):
+                return tuple(out.items())
+            if not self.take(","):
+                raise self.error("expected ',' or ')'")
+
+    def value(self) -> Any:
+        if match := _QUOTED.match(self.text, self.at):
+            self.at = match.end()
+            return re.sub(r"\\(.)", r"\1", match.group(1), flags=re.S)
+        if match := _WORD.match(self.text, self.at):
+            self.at = match.end()
+            return _word(match.group())
+        raise self.error("expected a value")
 
     def space(self) -> None:
         match = _SPACE.match(self.text, self.at)
         self.at = match.end() if match else self.at
 
-    def error(self, what: str) -> InvalidRequest:
-        found = repr(self.text[self.at : self.at + 12]) if self.at < len(self.text) else "the end"
-        message = f"{what} at position {self.at + 1} of '{self.text[:200]}', found {found}"
-        return InvalidRequest(message, param=self.where, code="invalid_approach")
-
-    def peek(self, char: str) -> bool:
-        """Whether the next thing is this operator; it is taken if so."""
+    def take(self, char: str) -> bool:
+        """Whether the next thing is this sign; if so, it is taken."""
         before = self.at
         self.space()
         if self.text.startswith(char, self.at):
@@ -160,84 +312,39 @@ class _Parser:
         self.at = before
         return False
 
-    def spec(self) -> Plan:
-        steps = [self.par()]
-        while self.peek("&"):
-            steps.append(self.par())
-        return steps[0] if len(steps) == 1 else Chain(tuple(steps))
+    def error(self, what: str, at: int | None = None, code: str = "invalid_approach") -> _SyntaxError:
+        """The error, with its position and a mark in the text around it."""
+        at = self.at if at is None else at
+        before, after = self.text[:at], self.text[at:]
+        shown = f"{'…' * (at > 40)}{before[-40:]}^{after[:40]}{'…' * (len(after) > 40)}"
+        return _SyntaxError(f"position {at + 1} of '{shown}': {what}", param=self.where, code=code)
 
-    def par(self) -> Plan:
-        branches = [self.unit()]
-        while self.peek("|"):
-            branches.append(self.unit())
-        return branches[0] if len(branches) == 1 else Par(tuple(branches))
-
-    def unit(self) -> Plan:
-        if self.peek("("):
-            self.depth += 1
-            if self.depth > 16:
-                raise self.error("too deeply nested")
-            plan = self.spec()
-            if not self.peek(")"):
-                raise self.error("expected ')'")
-            self.depth -= 1
-            return plan
-        self.space()
-        match = _SLUG.match(self.text, self.at)
-        if match is None:
-            raise self.error("expected the name of an approach")
-        slug = match.group()
-        if slug not in self.registry:
-            near = near_names(slug, (a.slug for a in self.registry))
-            message = f"unknown approach '{slug}' at position {self.at + 1} of '{self.text[:200]}'.{near}"
-            raise InvalidRequest(message, param=self.where, code="unknown_approach")
-        self.at = match.end()
-        return Unit(slug, self.args(slug) if self.peek("(") else ())
-
-    def args(self, slug: str) -> tuple[tuple[str, Any], ...]:
-        params = self.registry[slug].params
-        out: dict[str, Any] = {}
-        while True:
-            self.space()
-            name = _SLUG.match(self.text, self.at)
-            if name is None:
-                raise self.error("expected the name of a parameter")
-            param = find(params, name.group(), slug)
-            self.at = name.end()
-            if param.name in out:
-                raise self.error(f"'{param.name}' given twice")
-            if not self.peek("="):
-                raise self.error("expected '='")
-            out[param.name] = param.check(self.value())
-            if self.peek(")"):
-                return tuple(out.items())
-            if not self.peek(","):
-                raise self.error("expected ',' or ')'")
-
-    def value(self) -> Any:
-        self.space()
-        if match := _QUOTED.match(self.text, self.at):
-            self.at = match.end()
-            return re.sub(r"\\(.)", r"\1", match.group(1))
-        if match := _NUMBER.match(self.text, self.at):
-            self.at = match.end()
-            return _number(match.group())
-        if match := _WORD.match(self.text, self.at):
-            self.at = match.end()
-            word = match.group()
-            return {"true": True, "false": False}.get(word.lower(), word)
-        raise self.error("expected a value")
+    def located(self, error: InvalidRequest, at: int) -> InvalidRequest:
+        """An error about a parameter, with its position; it still names the parameter."""
+        if isinstance(error, _SyntaxError):
+            return error
+        located = self.error(error.message, at, error.code or "invalid_parameter")
+        located.param = error.param
+        return located
 
 
-def _number(text: str) -> int | float:
+class _SyntaxError(InvalidRequest):
+    """An InvalidRequest that already tells its position."""
+
+
+def _word(text: str) -> Any:
+    """What a bare word means: true, false, a number, or itself."""
+    if not _NUMBER.fullmatch(text):
+        return {"true": True, "false": False}.get(text.lower(), text)
     if len(text) > 32:
         return float(text)
     return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
 def _literal(value: Any) -> str:
+    """The text that is read back as this value."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str) and not (_WORD.fullmatch(value) and not _NUMBER.fullmatch(value)):
+    if isinstance(value, str) and not (_WORD.fullmatch(value) and isinstance(_word(value), str)):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)

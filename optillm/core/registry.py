@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType, ModuleType
@@ -12,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, Param, params_of
-from optillm.core.reply import Answer
+from optillm.core.reply import Answer, Reply
 from optillm.core.task import Task
 from optillm.protocol.errors import InvalidRequest, near_names
 
@@ -36,6 +37,11 @@ class Approach:
         worst: the most calls that parameters can cost, given σ; None when it cannot be told.
         handles_n: it returns the client's n choices itself; else it is run n times.
         rewrite: for approaches that change the question: the enriched task to hand on in a chain.
+        reduce: for approaches that can make one answer of several candidates: what they do after
+            sampling, as ``async (task, llm, params, candidates) -> Answer``.
+        worst_reduce: the most calls of ``reduce`` on so many candidates, two or more; None when it
+            cannot be told.
+        about: what it does, in some paragraphs: its module's docstring.
     """
 
     slug: str
@@ -49,6 +55,9 @@ class Approach:
     worst: Callable[[Any, Sigma], int] | None = None
     handles_n: bool = False
     rewrite: Callable[[Task, Any], Task] | None = None
+    reduce: Callable[[Task, LLM, Any, Sequence[Reply]], Awaitable[Answer]] | None = None
+    worst_reduce: Callable[[Any, int], int] | None = None
+    about: str = ""
 
     @cached_property
     def params(self) -> tuple[Param, ...]:
@@ -59,6 +68,11 @@ class Approach:
     def produces(self) -> str:
         """What it hands on in a chain: an enriched ``task`` or an ``answer``."""
         return "task" if self.rewrite else "answer"
+
+    @property
+    def reduces(self) -> bool:
+        """Whether it can stand after ``>``."""
+        return self.reduce is not None
 
     def describe(self) -> dict[str, Any]:
         """JSON for ``/v1/approaches``."""
@@ -72,6 +86,8 @@ class Approach:
             "calls": self.calls,
             "depth": self.depth,
             "produces": self.produces,
+            "reduces": self.reduces,
+            "description": self.about,
             "parameters": {"type": "object", "properties": properties, "additionalProperties": False},
         }
 
@@ -87,13 +103,30 @@ def approach(
     worst: Callable[[Any, Sigma], int] | None = None,
     handles_n: bool = False,
     rewrite: Callable[[Task, Any], Task] | None = None,
+    reduce: Callable[[Task, LLM, P, Sequence[Reply]], Awaitable[Answer]] | None = None,
+    worst_reduce: Callable[[Any, int], int] | None = None,
 ) -> Callable[[Callable[[Task, LLM, P], Awaitable[Answer]]], Approach]:
     """Make an approach of ``async def name(task, llm, p: Params) -> Answer``; see :class:`Approach`."""
 
     def wrap(function: Callable[[Task, LLM, P], Awaitable[Answer]]) -> Approach:
         hints = get_type_hints(function)
         cls = next(h for h in hints.values() if isinstance(h, type) and issubclass(h, ApproachParams))
-        return Approach(slug, family, title, paper, calls, depth, function, cls, worst, handles_n, rewrite)
+        return Approach(
+            slug=slug,
+            family=family,
+            title=title,
+            paper=paper,
+            calls=calls,
+            depth=depth,
+            run=function,
+            params_class=cls,
+            worst=worst,
+            handles_n=handles_n,
+            rewrite=rewrite,
+            reduce=reduce,
+            worst_reduce=worst_reduce,
+            about=inspect.cleandoc(function.__globals__.get("__doc__") or ""),
+        )
 
     return wrap
 

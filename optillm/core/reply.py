@@ -22,12 +22,13 @@ class Reply:
         message: the assistant message as sent by the upstream.
         finish_reason: ``stop``, ``length``, ``tool_calls``, ``content_filter``…
         logprobs: the choice's logprobs object, or None.
-        stage, ordinal: which call it came from, and which of its samples it is.
+        choice: the client's choice under which it was streamed already, or None.
     """
 
     message: Mapping[str, Any]
     finish_reason: str = "stop"
     logprobs: Mapping[str, Any] | None = None
+    choice: int | None = None
 
     @classmethod
     def of(cls, text: str, finish_reason: str = "stop") -> Reply:
@@ -153,7 +154,23 @@ def parse_completion(body: bytes) -> Completion:
         raise UpstreamError(f"upstream sent no chat completion ({error}): {start!r}") from error
 
 
+def check_message(message: Mapping[str, Any]) -> None:
+    """Raise UpstreamError if an assistant message is not made as the protocol says."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    if not isinstance(content, str | list | None):
+        raise UpstreamError(f"upstream sent content that is no text: {content!r:.80}")
+    if not isinstance(calls, list | None) or not all(_is_call(call) for call in calls or ()):
+        raise UpstreamError(f"upstream sent malformed tool calls: {calls!r:.80}")
+
+
+def _is_call(call: Any) -> bool:
+    if not isinstance(call, dict):
+        return False
+    return all(isinstance(call.get(kind), dict | None) for kind in ("function", "custom"))
+
+
 def _reply(choice: _Choice) -> Reply:
+    check_message(choice.message)
     logprobs = freeze(choice.logprobs) if choice.logprobs else None
     return Reply(freeze(choice.message), choice.finish_reason or "stop", logprobs)
 

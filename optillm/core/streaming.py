@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from optillm.core.frozen import freeze
-from optillm.core.reply import Reply
+from optillm.core.reply import Reply, check_message
 from optillm.protocol.errors import UpstreamError
 
 if TYPE_CHECKING:
@@ -132,8 +133,10 @@ class Assembler:
     def partial(self) -> Reply | None:
         """Choice 0 as far as its client saw it, marked as cut, or None if nothing came."""
         building = self._building.get(0)
-        reply = building.reply(cut=True).with_text("".join(building.shown)) if building else None
-        return reply if reply and reply.usable else None
+        if building is None:
+            return None
+        reply = self._placed(0, building.reply(cut=True).with_text("".join(building.shown)))
+        return reply if reply.usable else None
 
     @property
     def finished(self) -> int:
@@ -165,11 +168,17 @@ class Assembler:
 
     def replies(self) -> list[Reply]:
         """The choices in index order."""
-        return [self._building[i].reply() for i in sorted(self._building)]
+        return [self._placed(i, self._building[i].reply()) for i in sorted(self._building)]
+
+    def _placed(self, index: int, reply: Reply) -> Reply:
+        return reply if self._sink is None else replace(reply, choice=self._first + index)
 
     def cut(self) -> list[Reply]:
         """The choices as far as they came; those that had not ended, as truncated."""
-        return [b.reply(cut=b.finish_reason is None) for _, b in sorted(self._building.items())]
+        return [
+            self._placed(i, building.reply(cut=building.finish_reason is None))
+            for i, building in sorted(self._building.items())
+        ]
 
     def closing(self, usage: Mapping[str, Any] | None = None) -> bytes:
         """An event in the shape of the last: it ends what has not ended, or tells the usage."""
@@ -184,6 +193,7 @@ class Assembler:
 
     async def _take(self, choice: _Choice, building: _Building) -> None:
         delta = choice.delta or {}
+        check_message(delta)
         building.finish_reason = choice.finish_reason or building.finish_reason
         content, reasoning, rest = "", "", {}
         for key, value in delta.items():
@@ -204,7 +214,7 @@ class Assembler:
                 _merge(building.extra, {key: value})
                 rest[key] = value
         for key, value in (choice.logprobs or {}).items():
-            building.logprobs.setdefault(key, []).extend(value or ())
+            building.logprobs.setdefault(key, []).extend(value if isinstance(value, list) else ())
         await self._show(choice.index, content, reasoning, rest, choice.logprobs)
 
     async def _show(

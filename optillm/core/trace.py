@@ -96,9 +96,11 @@ class Trace:
         """Wall time so far, or of the whole run once it has ended."""
         return (self.clock() if self.ended is None else self.ended) - self.started
 
-    def note(self, name: str, unit: str, data: Mapping[str, Any]) -> None:
+    def note(self, name: str, unit: str, data: Mapping[str, Any]) -> NoteRecord:
         """Record a finding or decision."""
-        self.records.append(NoteRecord(name, unit, self.clock(), data))
+        record = NoteRecord(name, unit, self.clock(), data)
+        self.records.append(record)
+        return record
 
     def to_list(self) -> list[dict[str, Any]]:
         """JSON of all records."""

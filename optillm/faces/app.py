@@ -6,8 +6,8 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -18,10 +18,19 @@ from optillm.core.registry import Registry
 from optillm.core.run import Caps, Run
 from optillm.core.upstream import Upstream
 from optillm.faces.chat import Chat
-from optillm.faces.service import Service, new_run_id
+from optillm.faces.openapi import openapi
+from optillm.faces.service import Models, Service, new_run_id
 from optillm.observe.conversations import ConversationLog
-from optillm.protocol.errors import MethodNotAllowed, NotFound, OptiError, Overloaded, Unauthorized
-from optillm.settings import Settings, UpstreamSettings, sha256
+from optillm.protocol.errors import (
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    OptiError,
+    Overloaded,
+    Unauthorized,
+    internal_error,
+)
+from optillm.settings import SCOPES, Key, Settings, UpstreamSettings, sha256
 from optillm.store.runs import RunStore, open_store
 from optillm.upstreams.capabilities import Capabilities
 from optillm.upstreams.openai_http import HTTPOptions, make_session
@@ -55,15 +64,16 @@ class App:
         self._starting = asyncio.Lock()
         self._chat: Chat | None = None
         self._router: Router | None = None
-        self._keys = {key.sha256: key.tenant for key in settings.keys}
+        self._keys = settings.keys
         if settings.optillm_api_key:
-            self._keys.setdefault(sha256(settings.optillm_api_key), "default")
+            self._keys = (*settings.keys, Key("default", sha256(settings.optillm_api_key)))
         self._gets: Mapping[str, Callable[[str, Scope], Awaitable[tuple[int, Any]]]] = {
             "/health": self._health,
             "/ready": self._ready,
             "/v1/models": self._models,
             "/v1/approaches": self._approaches,
             "/v1/runs": self._runs,
+            "/openapi.json": self._openapi,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,34 +105,8 @@ class App:
     async def _start(self) -> None:
         s = self.settings
         self._stack.push_async_callback(self.runs.aclose)
-        session = make_session(tls_context(s.ssl_verify, s.ssl_cert_path))
-        self._stack.push_async_callback(session.close)
-        concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
-        options = HTTPOptions(
-            connect_timeout=s.connect_timeout,
-            read_timeout=s.request_timeout,
-            total_timeout=s.request_timeout,
-            retries=s.retries,
-            concurrency=concurrency,
-        )
-        upstreams = [Named(upstream_of(u, session, options), u.models) for u in s.upstreams]
-        router = Router(upstreams, s.prices)
-        self._stack.push_async_callback(router.aclose)
-        service = Service(
-            registry=self.registry,
-            models=router,
-            learned=Capabilities(s.n_mode),
-            caps=Caps(
-                s.default_max_tokens, s.helper_max_tokens, s.intermediate_max_tokens, s.max_concurrency
-            ),
-            deadline=s.request_timeout,
-            max_calls=s.max_upstream_calls,
-            approach=s.approach,
-            model=s.model,
-            n=s.n,
-            params=s.params,
-            progress=s.stream_progress,
-        )
+        router = await self._stack.enter_async_context(routing(s))
+        service = service_of(s, self.registry, router)
         conversations = None
         if s.log_conversations:
             conversations = ConversationLog(s.conversation_log_dir)
@@ -165,8 +149,7 @@ class App:
         except Exception:
             # The outermost edge: nothing of the fault is shown, its id is.
             log.exception("request %s failed", request_id)
-            fault = OptiError(f"internal error; the server's log tells more under {request_id}")
-            await send_json(send, 500, fault.envelope(), {"X-Request-Id": request_id})
+            await send_json(send, 500, internal_error(request_id).envelope(), {"X-Request-Id": request_id})
 
     async def _dispatch(
         self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive, send: Send, request_id: str
@@ -176,7 +159,7 @@ class App:
             path = path.rstrip("/")
         if self._chat is None:
             await self.start()
-        tenant, bearer = ("", None) if path in _OPEN else self._enter(given)
+        tenant, bearer = ("", None) if path in _OPEN else self._enter(given, _scope(path))
         if path in ("/v1/chat/completions", "/chat/completions"):
             _only(method, "POST")
             if self.draining:
@@ -201,19 +184,28 @@ class App:
                 return await one(path.removeprefix(root), tenant)
         raise NotFound(f"there is nothing at {path}", code="unknown_path")
 
-    def _enter(self, given: Mapping[bytes, bytes]) -> tuple[str, str | None]:
-        """The tenant of a request, and the token to pass on."""
-        scheme, _, token = given.get(b"authorization", b"").decode("latin-1").partition(" ")
-        token = token.strip() if scheme.lower() == "bearer" else ""
+    def _enter(self, given: Mapping[bytes, bytes], needed: str) -> tuple[str, str | None]:
+        """The tenant of a request, and the token to pass on.
+
+        Raises:
+            Unauthorized: no key, or a wrong one.
+            Forbidden: the key is not for what is asked.
+        """
+        scheme, _, raw = given.get(b"authorization", b"").partition(b" ")
+        raw = raw.strip() if scheme.lower() == b"bearer" else b""
+        token = raw.decode("latin-1")
         if not self._keys:
             return "default", (token or None) if self.settings.forwards_bearer else None
-        digest = sha256(token)
+        digest = sha256(raw)
         # Every key is compared, in constant time, whichever fits.
-        owners = [tenant for known, tenant in self._keys.items() if hmac.compare_digest(known, digest)]
+        owners = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
         if owners:
-            return owners[0], None
+            if needed not in owners[0].scopes:
+                raise Forbidden(f"this key is not for '{needed}' (scopes: {', '.join(owners[0].scopes)})")
+            return owners[0].tenant, None
         if token and self.settings.forward_bearer:
-            return "default", token
+            # A stranger who pays the upstream himself: a tenant of his own, which no key has.
+            return f"bearer:{digest}", token
         raise Unauthorized(
             "this server needs its key as 'Authorization: Bearer …'"
             if not token
@@ -237,7 +229,7 @@ class App:
         return (200 if ready else 503), {"status": "ready" if ready else "not ready", "upstreams": reasons}
 
     async def _models(self, tenant: str, scope: Scope) -> tuple[int, Any]:
-        models = [dict(m) for m in await self._routes.models()]
+        models = [_model_object(m) for m in await self._routes.models()]
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         if query.get("approaches", ["0"])[-1] in ("1", "true"):
             models += [
@@ -251,8 +243,11 @@ class App:
     async def _model(self, name: str, tenant: str) -> tuple[int, Any]:
         for model in await self._routes.models():
             if model["id"] == name:
-                return 200, model
+                return 200, _model_object(model)
         raise NotFound(f"there is no model '{name}'", param="model", code="model_not_found")
+
+    async def _openapi(self, tenant: str, scope: Scope) -> tuple[int, Any]:
+        return 200, openapi(self.registry)
 
     async def _approaches(self, tenant: str, scope: Scope) -> tuple[int, Any]:
         return 200, {"object": "list", "data": [a.describe() for a in self.registry]}
@@ -272,6 +267,47 @@ class App:
         return 200, found
 
 
+@asynccontextmanager
+async def routing(s: Settings) -> AsyncIterator[Router]:
+    """The upstreams that settings name, with the HTTP client that they share; closed at the end.
+
+    Raises:
+        OptiError: one of them cannot be used; says what to install or set.
+    """
+    concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
+    options = HTTPOptions(
+        connect_timeout=s.connect_timeout,
+        read_timeout=s.request_timeout,
+        total_timeout=s.request_timeout,
+        retries=s.retries,
+        concurrency=concurrency,
+    )
+    async with make_session(tls_context(s.ssl_verify, s.ssl_cert_path)) as session:
+        upstreams = [Named(upstream_of(u, session, options), u.models) for u in s.upstreams]
+        router = Router(upstreams, s.prices)
+        try:
+            yield router
+        finally:
+            await router.aclose()
+
+
+def service_of(s: Settings, registry: Registry, models: Models) -> Service:
+    """What all requests share, as settings want it."""
+    return Service(
+        registry=registry,
+        models=models,
+        learned=Capabilities(s.n_mode),
+        caps=Caps(s.default_max_tokens, s.helper_max_tokens, s.intermediate_max_tokens, s.max_concurrency),
+        deadline=s.request_timeout,
+        max_calls=s.max_upstream_calls,
+        approach=s.approach,
+        model=s.model,
+        n=s.n,
+        params=s.params,
+        progress=s.stream_progress,
+    )
+
+
 def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:
     """The upstream that settings describe."""
     return build(
@@ -284,6 +320,19 @@ def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HT
         session=session,
         options=options,
     )
+
+
+def _model_object(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as the protocol has it, also from an upstream that names nothing but its id."""
+    return {"id": model["id"], "object": "model", "created": 0, "owned_by": "upstream", **model}
+
+
+def _scope(path: str) -> str:
+    """What a key must be for."""
+    chat, models, runs = SCOPES
+    if path.startswith("/v1/runs"):
+        return runs
+    return models if path.startswith(("/v1/models", "/v1/approaches")) else chat
 
 
 def _only(method: str, *allowed: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -14,11 +15,13 @@ from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.faces.stream import EventStream
 from optillm.observe.conversations import ConversationLog, Entry
 from optillm.protocol.chat import parse_request
-from optillm.protocol.errors import BodyTimeout, BodyTooLarge, OptiError
+from optillm.protocol.errors import BodyTimeout, BodyTooLarge, OptiError, internal_error
 from optillm.store.runs import RunStore
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+log = logging.getLogger("optillm")
 
 BODY_SECONDS = 60.0
 """How long a client may take to send its request."""
@@ -87,6 +90,13 @@ class Chat:
             if stream is None or not stream.started:
                 raise
             await stream.fail(error)
+        except Exception as error:
+            problem = str(error) or type(error).__name__
+            if stream is None or not stream.started:
+                raise
+            # The outermost edge of a response that has begun: it may not just stop.
+            log.exception("request %s failed", request_id)
+            await stream.fail(internal_error(request_id))
         except BaseException as error:
             problem = str(error) or type(error).__name__
             raise

@@ -82,26 +82,33 @@ async def choose(
         if spec is not None and spec.strip() and spec.strip() != "auto":
             plan = parse_spec(spec, registry, where)
             return Choice(plan, await _stripped(model, registry, lists), source)
-    try:
-        prefix, rest = split_model(model, registry)
-    except InvalidRequest:
-        if await lists(model):
-            return Choice(NONE, model, "default")
-        raise
-    if prefix is None or await lists(model):
-        return Choice(NONE, model, "default")
-    if not await lists(rest):
-        check_unambiguous(prefix, rest, registry)
-    return Choice(prefix, rest, "prefix")
+    prefix, rest = await _split(model, registry, lists)
+    return Choice(NONE, model, "default") if prefix is None else Choice(prefix, rest, "prefix")
 
 
 async def _stripped(model: str, registry: Registry, lists: Lists) -> str:
     """The model of a request whose approach is explicit: its prefix goes, unless it is the name."""
+    prefix, rest = await _split(model, registry, lists)
+    return model if prefix is None else rest
+
+
+async def _split(model: str, registry: Registry, lists: Lists) -> tuple[Plan | None, str]:
+    """The prefix of a model name and the rest; a name that an upstream lists has none.
+
+    Raises:
+        InvalidRequest: it begins like a composition, but is none; or it has two readings.
+    """
     try:
         prefix, rest = split_model(model, registry)
     except InvalidRequest:
-        return model
-    return model if prefix is None or await lists(model) else rest
+        if await lists(model):
+            return None, model
+        raise
+    if prefix is None or await lists(model):
+        return None, model
+    if not await lists(rest):
+        check_unambiguous(prefix, rest, registry)
+    return prefix, rest
 
 
 def take_params(
@@ -144,16 +151,21 @@ def take_params(
                 found = [p for p in registry[name].params if short in (p.name, p.request_name)]
                 if not found:
                     near = near_names(short, [p.name for p in registry[name].params] or ["(none)"])
-                    raise InvalidRequest(f"'{name}' has no parameter '{short}'.{near}", param=where)
+                    raise InvalidRequest(f"'{name}' has no parameter '{short[:100]}'.{near}", param=where)
                 if name in running:
                     taken.setdefault(name, {})[found[0].name] = found[0].check(inner, f"{where}.{short}")
                 else:
                     warnings.append(f"{where}.{short} ignored: {name} not running")
         else:
             owners = [(s, p) for s in sorted(running) for p in registry[s].params if p.name == name]
-            if len(owners) != 1:
+            if len(owners) > 1:
+                meant = " or ".join(f"'{p.request_name}'" for _, p in owners)
+                raise InvalidRequest(f"'{name}' has {len(owners)} meanings here: say {meant}", param=where)
+            if not owners:
                 names = [*known, *(p.name for s in running for p in registry[s].params)]
-                raise InvalidRequest(f"unknown parameter '{name}'.{near_names(name, names)}", param=where)
+                raise InvalidRequest(
+                    f"unknown parameter '{name[:100]}'.{near_names(name, names)}", param=where
+                )
             slug, param = owners[0]
             taken.setdefault(slug, {})[param.name] = param.check(value, where)
     return taken, warnings

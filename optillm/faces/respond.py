@@ -67,7 +67,7 @@ def completion(prepared: Prepared, run: Run, outcome: Outcome) -> bytes:
         "object": "chat.completion",
         "created": int(time.time()),
         "model": prepared.asked_model,
-        "choices": choices(outcome),
+        "choices": choices(prepared, outcome),
         "usage": run.budget.usage.to_dict(),
     }
     if run.system_fingerprint:
@@ -82,29 +82,37 @@ def spliced(raw: bytes, info: Mapping[str, Any]) -> bytes:
     return raw[:end] + b',"optillm":' + to_json(info) + b"}"
 
 
-def choices(outcome: Outcome) -> list[dict[str, Any]]:
+def choices(prepared: Prepared, outcome: Outcome) -> list[dict[str, Any]]:
     """The choices of all branches, in the order written."""
-    several = len(outcome.answers) > 1 or bool(outcome.failed)
-    out: list[dict[str, Any]] = []
-    for name, replies in outcome.answers:
-        for reply in replies:
-            choice = {
-                "index": len(out),
-                "message": message(reply),
-                "logprobs": thaw(reply.logprobs),
-                "finish_reason": reply.finish_reason,
-            }
-            if several:
-                choice["optillm"] = {"approach": name}
-            out.append(choice)
-    return out
+    return [
+        {
+            "index": index,
+            "message": message(reply),
+            "logprobs": thaw(reply.logprobs),
+            "finish_reason": reply.finish_reason,
+            **maker,
+        }
+        for index, (reply, maker) in enumerate(made(prepared, outcome))
+    ]
+
+
+def made(prepared: Prepared, outcome: Outcome) -> list[tuple[Reply, dict[str, Any]]]:
+    """All replies, each with the choice's ``optillm`` member that names its branch, if there are several."""
+    whole = str(prepared.job.plan)
+    return [
+        (reply, {} if branch.approach == whole else {"optillm": {"approach": branch.approach}})
+        for branch in outcome.answers
+        for reply in branch.replies
+    ]
 
 
 def message(reply: Reply) -> dict[str, Any]:
     """The assistant message of a choice, as the SDK's types want it."""
     out = thaw(reply.message)
     out["role"] = "assistant"
-    out.setdefault("content", None)
+    content = out.get("content")
+    # Some upstreams send parts, where the protocol has text.
+    out["content"] = content if isinstance(content, str | None) else reply.text
     out.setdefault("refusal", None)
     if not out.get("tool_calls"):
         out.pop("tool_calls", None)
@@ -125,10 +133,11 @@ def record(
         "seed": run.seed,
         "error": error,
         "usage": run.budget.usage.to_dict(),
-        "choices": choices(outcome) if outcome else [],
+        "choices": choices(prepared, outcome) if outcome else [],
         "records": run.trace.to_list(),
     }
 
 
 def _header_value(value: str) -> str:
-    return value.encode("latin-1", "replace").decode("latin-1").replace("\r", " ").replace("\n", " ")
+    """The value as printable ASCII of bearable length: nothing of a client's text can end a header."""
+    return "".join(c if " " <= c <= "~" else "?" for c in value[:1000])

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import multiprocessing
 import signal
+import sys
 from dataclasses import replace
 from functools import partial
 from multiprocessing.context import ForkProcess
@@ -15,16 +16,15 @@ from typing import Any
 
 import uvicorn
 
+from optillm.core.registry import Registry
 from optillm.faces.app import App
-from optillm.plugins import load_registry
-from optillm.settings import Settings
+from optillm.protocol.errors import OptiError
+from optillm.settings import Settings, SettingsError
 
 log = logging.getLogger("optillm")
 
-
-def create_app(settings: Settings) -> App:
-    """The application of one process."""
-    return App(settings, load_registry(settings.plugins_dir, allow_override=settings.allow_override))
+CANNOT_START = 3
+"""The exit status of a process that could not start, also uvicorn's."""
 
 
 class Server(uvicorn.Server):
@@ -57,10 +57,10 @@ def _app_of(config: uvicorn.Config) -> App | None:
     return app
 
 
-def _run(settings: Settings, sockets: list[socket] | None = None) -> None:
+def _run(settings: Settings, registry: Registry, sockets: list[socket] | None = None) -> None:
     # The application's own grace ends first; uvicorn's is the backstop.
     config = uvicorn.Config(
-        partial(create_app, settings),
+        partial(App, settings, registry),
         factory=True,
         host=settings.host,
         port=settings.port,
@@ -71,25 +71,30 @@ def _run(settings: Settings, sockets: list[socket] | None = None) -> None:
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + 5,
         timeout_keep_alive=75,
         interface="asgi3",
+        lifespan="on",
         ws="none",
         workers=settings.workers,
     )
     Server(config, settings.shutdown_timeout).run(sockets)
 
 
-def serve(settings: Settings) -> int:
-    """Serve until told to stop; returns the exit status."""
+def serve(settings: Settings, registry: Registry) -> int:
+    """Serve until told to stop; returns the exit status.
+
+    Raises:
+        SettingsError: what the settings ask for cannot be opened.
+    """
     if settings.workers == 1:
-        _run(settings)
+        _run(settings, registry)
         return 0
     config = uvicorn.Config("optillm", host=settings.host, port=settings.port, workers=settings.workers)
     with config.bind_socket() as listening, TemporaryDirectory(prefix="optillm-") as folder:
         # Any worker must be able to show a run, whichever made it.
         shared = settings if settings.store else replace(settings, store=f"sqlite:///{folder}/runs.db")
-        return _supervise(shared, listening)
+        return _supervise(shared, registry, listening)
 
 
-def _supervise(settings: Settings, listening: socket) -> int:
+def _supervise(settings: Settings, registry: Registry, listening: socket) -> int:
     """Keep the workers running, until a signal says to stop; then let them end in order."""
     # Forked before any loop or thread exists; settings and loaded code are shared, not copied.
     processes = multiprocessing.get_context("fork")
@@ -98,24 +103,32 @@ def _supervise(settings: Settings, listening: socket) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def start() -> ForkProcess:
-        worker = processes.Process(target=_worker, args=(settings, listening))
+        worker = processes.Process(target=_worker, args=(settings, registry, listening))
         worker.start()
         return worker
 
     workers = [start() for _ in range(settings.workers)]
-    while signal.sigtimedwait(signals, 1) is None:
+    status = 0
+    while status == 0 and signal.sigtimedwait(signals, 1) is None:
         for i, worker in enumerate(workers):
-            if not worker.is_alive():
+            if worker.exitcode == CANNOT_START:
+                # Another one would end like it.
+                status = CANNOT_START
+            elif not worker.is_alive():
                 log.error("worker %s ended with status %s; starting another", worker.pid, worker.exitcode)
                 workers[i] = start()
     for worker in workers:
         worker.terminate()
     for worker in workers:
         worker.join()
-    return 0
+    return status
 
 
-def _worker(settings: Settings, listening: socket) -> None:
+def _worker(settings: Settings, registry: Registry, listening: socket) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     logging.basicConfig(level=logging.INFO if settings.log == "notset" else settings.log.upper())
-    _run(settings, [listening])
+    try:
+        _run(settings, registry, [listening])
+    except (SettingsError, OptiError) as error:
+        log.error("%s", error)
+        sys.exit(CANNOT_START)

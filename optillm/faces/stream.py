@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from optillm.core.execute import Outcome
 from optillm.core.frozen import thaw, to_json
+from optillm.core.reply import Reply
 from optillm.core.run import Run
-from optillm.faces.respond import about, headers, message, spliced
+from optillm.faces.respond import about, headers, made, message, spliced
 from optillm.faces.service import Prepared
 from optillm.protocol.errors import OptiError
 from optillm.protocol.sse import DONE, KEEP_ALIVE, comment, event
@@ -18,6 +21,14 @@ from optillm.protocol.sse import DONE, KEEP_ALIVE, comment, event
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 SILENCE = 10.0
 """Seconds without an event after which the connection is kept alive by a comment."""
+
+
+@dataclass
+class _Shown:
+    """What the client has seen of a choice's answer."""
+
+    text: list[str] = field(default_factory=list)
+    fields: set[str] = field(default_factory=set)
 
 
 class EventStream:
@@ -38,28 +49,26 @@ class EventStream:
         self._extra = extra
         self._silence = silence
         self._created = int(time.time())
-        self._shown: dict[int, list[str]] = {}
-        self._roles: set[int] = set()
+        self._shown: dict[int, _Shown] = {}
+        self._begun = 0
+        self._told = False
+        self._writing = asyncio.Lock()
         self._beat: asyncio.Task[None] | None = None
         self._last = 0.0
-        self._tools: set[int] = set()
         self.run: Run | None = None
         self.started = False
 
     async def delta(self, choice: int, delta: Mapping[str, Any], logprobs: Any = None) -> None:
         """Part of a choice."""
-        self._shown.setdefault(choice, []).append(delta.get("content", ""))
-        if delta.get("tool_calls") or delta.get("function_call"):
-            self._tools.add(choice)
-        if choice not in self._roles:
-            self._roles.add(choice)
-            delta = {"role": "assistant", **delta}
-        await self._chunk([_choice(choice, delta, None, logprobs)])
+        shown = self._shown.setdefault(choice, _Shown())
+        shown.text.append(delta.get("content") or "")
+        shown.fields.update(delta)
+        await self._delta(choice, delta, logprobs)
 
     async def progress(self, line: str) -> None:
         """One line of progress: as reasoning of choice 0, as a comment, or not at all."""
         if self._prepared.progress == "reasoning":
-            await self.delta(0, {"reasoning_content": line + "\n"})
+            await self._delta(0, {"reasoning_content": line + "\n"})
         elif self._prepared.progress == "comments":
             await self._write(comment(line))
 
@@ -67,6 +76,7 @@ class EventStream:
         """An upstream's own event; the one that ends the last choice tells about the run."""
         if finished and self.run is not None:
             payload = spliced(payload, about(self._prepared, self.run))
+            self._told = True
         await self._write(event(payload))
 
     async def finish(self, outcome: Outcome) -> None:
@@ -75,16 +85,28 @@ class EventStream:
         if run is None:
             raise RuntimeError("the stream has no run")
         if outcome.raw is None:
-            replies = outcome.replies
-            for index, reply in enumerate(replies):
-                await self._rest(index, message(reply), reply.logprobs)
-                ends = _choice(index, {}, reply.finish_reason, None)
-                last = index == len(replies) - 1
-                await self._chunk([ends], about(self._prepared, run, outcome) if last else None)
+            await self._finish_choices(outcome, about(self._prepared, run, outcome))
             if self._prepared.include_usage:
                 await self._chunk([], usage=run.budget.usage.to_dict())
+        elif not self._told:
+            # The upstream ended fewer choices than were asked for.
+            await self._chunk([], about(self._prepared, run, outcome))
         await self._write(DONE)
         await self.end()
+
+    async def _finish_choices(self, outcome: Outcome, info: Mapping[str, Any]) -> None:
+        placed = _placed(made(self._prepared, outcome))
+        last = max(*placed, self._begun - 1)
+        await self._begin(last)
+        for index in range(last + 1):
+            ends = _choice(index, {}, "stop", None)
+            if index in placed:
+                reply, maker = placed[index]
+                await self._rest(index, message(reply), reply.logprobs)
+                ends.update(maker, finish_reason=reply.finish_reason)
+            elif outcome.cut_short and index in self._shown:
+                ends["finish_reason"] = "length"
+            await self._chunk([ends], info if index == last else None)
 
     async def fail(self, error: OptiError) -> None:
         """An error after the start: one error event, no end mark."""
@@ -106,25 +128,33 @@ class EventStream:
         self._last = asyncio.get_running_loop().time()
         self._beat = asyncio.create_task(self._keep_alive())
 
+    async def _delta(self, choice: int, delta: Mapping[str, Any], logprobs: Any = None) -> None:
+        await self._begin(choice - 1)
+        if choice == self._begun:
+            self._begun += 1
+            delta = {"role": "assistant", **delta}
+        await self._chunk([_choice(choice, delta, None, logprobs)])
+
+    async def _begin(self, last: int) -> None:
+        """Begin all choices up to this one, in order: clients append choices as they come."""
+        while self._begun <= last:
+            self._begun += 1
+            await self._chunk([_choice(self._begun - 1, {"role": "assistant", "content": ""}, None, None)])
+
     async def _rest(self, index: int, whole: dict[str, Any], logprobs: Any) -> None:
         """The part of a choice that its client has not seen."""
-        shown = "".join(self._shown.get(index, ()))
-        content = whole.get("content") or ""
-        rest: dict[str, Any] = {}
-        if not isinstance(content, str):
-            content = "".join(p.get("text", "") for p in content)
+        seen = self._shown.get(index) or _Shown()
+        shown, content = "".join(seen.text), whole.pop("content") or ""
         # A technique that fell back on another answer shows that one after what was streamed.
         left = content[len(shown) :] if content.startswith(shown) else content
-        if left or index not in self._roles:
-            rest["content"] = left
-        if whole.get("tool_calls") and index not in self._tools:
-            rest["tool_calls"] = [{"index": i, **c} for i, c in enumerate(whole["tool_calls"])]
-        for name in ("refusal", "function_call", "audio"):
-            if whole.get(name) and index not in self._roles:
-                rest[name] = whole[name]
-        if whole.get("reasoning_content") and index not in self._roles:
-            rest["reasoning_content"] = whole["reasoning_content"]
-        if rest:
+        rest: dict[str, Any] = {"content": left} if left else {}
+        for name, value in whole.items():
+            if not value or name in seen.fields or name in ("role", "reasoning"):
+                continue
+            rest[name] = value
+            if name == "tool_calls":
+                rest[name] = [{"index": i, **call} for i, call in enumerate(value)]
+        if rest or (logprobs and not shown):
             await self.delta(index, rest, None if shown else thaw(logprobs))
 
     async def _chunk(
@@ -147,10 +177,12 @@ class EventStream:
         await self._write(event(to_json(body)))
 
     async def _write(self, data: bytes) -> None:
-        self._last = asyncio.get_running_loop().time()
-        if not self.started:
-            await self._head()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        # One at a time, in the order of calls: choices and the keep-alive write concurrently.
+        async with self._writing:
+            if not self.started:
+                await self._head()
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._last = asyncio.get_running_loop().time()
 
     async def _head(self) -> None:
         self.started = True
@@ -177,3 +209,17 @@ class EventStream:
 
 def _choice(index: int, delta: Mapping[str, Any], finish: str | None, logprobs: Any) -> dict[str, Any]:
     return {"index": index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
+
+
+def _placed(replies: list[tuple[Reply, dict[str, Any]]]) -> dict[int, tuple[Reply, dict[str, Any]]]:
+    """Replies by index: where they were streamed, else in order at what is left."""
+    out: dict[int, tuple[Reply, dict[str, Any]]] = {}
+    waiting = []
+    for one in replies:
+        index = one[0].choice
+        if index is None or index in out:
+            waiting.append(one)
+        else:
+            out[index] = one
+    free = (i for i in count() if i not in out)
+    return out | dict(zip(free, waiting, strict=False))

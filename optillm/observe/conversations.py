@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from os import SEEK_END
 from pathlib import Path
 from typing import Any
 
 from optillm.core.execute import Outcome
 from optillm.core.frozen import thaw, to_json
+from optillm.core.reply import Reply
 from optillm.core.run import Run
+from optillm.core.trace import CallRecord
 
 log = logging.getLogger("optillm")
 
@@ -47,17 +51,49 @@ class Entry:
                     "call_number": number,
                     "timestamp": _iso(self.created + call.started - since),
                     "request": _redacted(call.request),
-                    "response": call.to_dict(since)["replies"],
+                    "response": _response(call),
                 }
                 for number, call in enumerate(run.trace.calls, 1)
             ],
-            "final_response": [thaw(r.message) for r in self.outcome.replies] if self.outcome else None,
+            "final_response": self._final(),
             "total_duration_ms": round(run.trace.seconds * 1000),
             "error": self.error,
             "tenant": run.tenant,
             "run_id": run.id,
             "usage": run.budget.usage.to_dict(),
         }
+
+    def _final(self) -> dict[str, Any] | None:
+        if self.outcome is None:
+            return None
+        return {
+            "id": self.run.id,
+            "object": "chat.completion",
+            "created": int(self.created),
+            "model": self.model,
+            "choices": _choices(self.outcome.replies),
+            "usage": self.run.budget.usage.to_dict(),
+            "optillm": thaw(self.about),
+        }
+
+
+def _response(call: CallRecord) -> dict[str, Any]:
+    """What came back of a call, as the upstream's completion or as an error."""
+    if call.error is not None:
+        return {"error": {"message": call.error}}
+    return {
+        "object": "chat.completion",
+        "model": call.request.get("model"),
+        "choices": _choices(call.replies),
+        "usage": call.usage.to_dict(),
+    }
+
+
+def _choices(replies: Sequence[Reply]) -> list[dict[str, Any]]:
+    return [
+        {"index": i, "message": thaw(r.message), "finish_reason": r.finish_reason}
+        for i, r in enumerate(replies)
+    ]
 
 
 class ConversationLog:
@@ -88,23 +124,34 @@ class ConversationLog:
 
     async def aclose(self) -> None:
         """Write what waits, and stop."""
-        await self._queue.put(None)
         if self._writer is not None:
+            await self._queue.put(None)
             await self._writer
+        if self.lost:
+            log.warning("conversation log: %s entries were not written", self.lost)
 
     async def _write_all(self) -> None:
         while (entry := await self._queue.get()) is not None:
             try:
                 await asyncio.to_thread(self._append, entry)
-            except OSError as error:
+            # An edge: one entry that cannot be written must not end the writing of others.
+            except Exception as error:
                 self.lost += 1
-                log.warning("conversation log: %s", error)
+                log.warning("conversation log: %s: %s", type(error).__name__, error)
 
     def _append(self, entry: Entry) -> None:
         day = datetime.fromtimestamp(entry.created, UTC).date().isoformat()
-        # One write of a whole line to a file opened for appending: lines of other processes stay whole.
-        with (self._folder / f"conversations_{day}.jsonl").open("ab", buffering=0) as file:
-            file.write(to_json(entry.to_dict()) + b"\n")
+        line = to_json(entry.to_dict()) + b"\n"
+        with (self._folder / f"conversations_{day}.jsonl").open("a+b", buffering=0) as file:
+            end = file.seek(0, SEEK_END)
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                # A writer that died left part of a line; this one does not become part of it.
+                line = b"\n" + line
+            # One write of a whole line to a file opened for appending: lines of other processes stay
+            # whole. It is shorter only when the disk is full.
+            written = file.write(line)
+            if written != len(line):
+                raise OSError(f"{written} of {len(line)} bytes written")
 
 
 def _iso(seconds: float) -> str:

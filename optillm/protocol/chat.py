@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from optillm.protocol.errors import InvalidRequest
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+from optillm.protocol.explain import explain_json, explain_value, nested_over
 
 
 class _URL(Struct):
@@ -192,9 +190,10 @@ class ChatRequest(Struct):
     optillm: Nested | UnsetType | None = UNSET
 
 
+MAX_DEPTH = 100
+"""How deep arrays and objects of a body may lie in each other."""
+
 _DECODER = msgspec.json.Decoder()
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.S)
-_BACKTICKS = re.compile(r"`([^`]*)`")
 
 
 def parse_request(body: bytes) -> tuple[dict[str, Any], ChatRequest]:
@@ -206,26 +205,15 @@ def parse_request(body: bytes) -> tuple[dict[str, Any], ChatRequest]:
     try:
         raw = _DECODER.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        raise explain_json(error, body) from None
     if not isinstance(raw, dict):
         raise InvalidRequest("the body must be a JSON object", code="invalid_json")
+    # Counting is cheap; only a body with many brackets can be deep, and is looked at.
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and nested_over(raw, MAX_DEPTH):
+        raise InvalidRequest(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
     if raw.get("messages") is None:
-        raise InvalidRequest("'messages' is required: a list of at least one message", param="messages")
+        raise InvalidRequest("'messages' is required: an array of at least one message", param="messages")
     try:
         return raw, msgspec.convert(raw, ChatRequest, strict=True)
     except msgspec.ValidationError as error:
-        raise explain(error) from None
-
-
-def explain(error: msgspec.ValidationError) -> InvalidRequest:
-    """A validation error that names the field and what it takes."""
-    match = _PATH.match(str(error))
-    what, path = (match["what"], match["path"] or "") if match else (str(error), "")
-    what = _BACKTICKS.sub(r"\1", what)
-    if path.endswith(".role") or ("missing required field role" in what):
-        what = f"a role must be one of {', '.join(ROLES)}"
-    elif path.endswith(".type") and ".content[" in path:
-        what = "a content part's type must be text, image_url, input_audio, file or refusal"
-    what = what.replace("Expected ", "expected ").replace("Object ", "object ")
-    message = f"'{path}': {what}" if path else what
-    return InvalidRequest(message, param=path or None, code="invalid_value")
+        raise explain_value(error, raw, ChatRequest) from None

@@ -33,7 +33,12 @@ class OptiError(Exception):
 
     def envelope(self) -> dict[str, Any]:
         """The OpenAI-shaped error body."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        error = {
+            "message": _shortened(self.message, 2000),
+            "type": self.type,
+            "param": _shortened(self.param, 200) if self.param else self.param,
+            "code": self.code,
+        }
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
@@ -213,10 +218,20 @@ class BudgetExceeded(OptiError):
             self.param = f"optillm_budget.{limit}"
 
 
+def internal_error(request_id: str) -> OptiError:
+    """What a client is told of a fault of the server: nothing but where its owner finds it."""
+    return OptiError(f"internal error; the server's log tells more under {request_id}")
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'a' or 'b'?"``, or all known names if none is near."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    near = get_close_matches(name[:100], names, n=3, cutoff=0.6)
     if near:
         return " Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     return " Known: " + ", ".join(names) + "."
+
+
+def _shortened(text: str, most: int) -> str:
+    """A client's own words come back in errors, but not by the megabyte."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -15,17 +15,19 @@ class SSEDecoder:
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
+        self._after_cr = False
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The payloads of the events that this piece completes."""
-        buffer = self._rest + piece
-        # A carriage return at the very end may be half of a line end.
-        held = b"\r" if buffer.endswith(b"\r") else b""
-        buffer = buffer[: len(buffer) - len(held)]
-        if b"\r" in buffer:
-            buffer = buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, rest = buffer.split(b"\n")
-        self._rest = rest + held
+        if not piece:
+            return []
+        if self._after_cr:
+            # The second half of a line end that two pieces share.
+            piece = piece.removeprefix(b"\n")
+        self._after_cr = piece.endswith(b"\r")
+        if b"\r" in piece:
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, self._rest = (self._rest + piece).split(b"\n")
         out: list[bytes] = []
         for line in lines:
             if line.startswith(b"data:"):
@@ -37,8 +39,8 @@ class SSEDecoder:
 
 
 def event(payload: bytes) -> bytes:
-    """One data event."""
-    return b"data: " + payload + b"\n\n"
+    """One data event; a payload of several lines becomes several data lines."""
+    return b"data: " + payload.replace(b"\n", b"\ndata: ") + b"\n\n"
 
 
 def comment(text: str) -> bytes:

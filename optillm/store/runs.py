@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+
+from optillm.core.frozen import to_json
+from optillm.settings import SettingsError
+
+log = logging.getLogger("optillm")
 
 Render = Callable[[], dict[str, Any]]
 MOST = 1000
@@ -41,13 +47,17 @@ def open_store(url: str) -> RunStore:
     """The store of a URL: empty for memory, or ``sqlite:///PATH``.
 
     Raises:
-        ValueError: another kind of URL.
+        SettingsError: another kind of URL, or the file cannot be opened.
     """
     if not url:
         return MemoryRuns()
     if not url.startswith("sqlite:///"):
-        raise ValueError(f"--store must be empty or sqlite:///PATH, not {url!r}")
-    return SQLiteRuns(Path(url.removeprefix("sqlite:///")).expanduser())
+        raise SettingsError(f"--store must be empty or sqlite:///PATH, not {url!r}")
+    path = Path(url.removeprefix("sqlite:///")).expanduser()
+    try:
+        return SQLiteRuns(path)
+    except (sqlite3.Error, OSError) as error:
+        raise SettingsError(f"--store: cannot open {path}: {error}") from None
 
 
 class MemoryRuns:
@@ -65,8 +75,9 @@ class MemoryRuns:
 
     def put(self, tenant: str, run_id: str, render: Render, size: int) -> None:
         """See :class:`RunStore`; the oldest make room."""
+        _, before = self._runs.pop((tenant, run_id), (render, 0))
         self._runs[tenant, run_id] = (render, size)
-        self._bytes += size
+        self._bytes += size - before
         while len(self._runs) > self._most or (self._bytes > self._most_bytes and len(self._runs) > 1):
             _, (_, old) = self._runs.popitem(last=False)
             self._bytes -= old
@@ -86,10 +97,18 @@ class MemoryRuns:
 
 
 class SQLiteRuns:
-    """Runs in a SQLite file. One thread reads and writes; requests do not wait for it."""
+    """Runs in a SQLite file, also of several processes at once. One thread reads and writes; requests
+    do not wait for it.
 
-    def __init__(self, path: Path, most: int = MOST) -> None:
-        self._most = most
+    Args:
+        path: the file; made if missing.
+        most: runs kept.
+        most_bytes: bytes of their JSON kept.
+        slack: how many runs may be over these limits before room is made.
+    """
+
+    def __init__(self, path: Path, most: int = MOST, most_bytes: int = 256 << 20, slack: int = 100) -> None:
+        self._most, self._most_bytes, self._slack = most, most_bytes, slack
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="runs")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, check_same_thread=False, timeout=30, isolation_level=None)
@@ -102,7 +121,7 @@ class SQLiteRuns:
 
     def put(self, tenant: str, run_id: str, render: Render, size: int) -> None:
         """See :class:`RunStore`."""
-        self._thread.submit(self._insert, tenant, run_id, render)
+        self._thread.submit(self._insert, tenant, run_id, render).add_done_callback(_report)
 
     async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
         """See :class:`RunStore`."""
@@ -120,11 +139,16 @@ class SQLiteRuns:
         self._db.close()
 
     def _insert(self, tenant: str, run_id: str, render: Render) -> None:
-        run = msgspec.json.encode(render())
+        run = to_json(render())
         query = "INSERT OR REPLACE INTO runs (tenant, id, run) VALUES (?, ?, ?)"
         number = self._db.execute(query, (tenant, run_id, run)).lastrowid or 0
-        if number % 100 == 0:
+        if number % self._slack == 0:
             self._db.execute("DELETE FROM runs WHERE number <= ?", (number - self._most,))
+            self._db.execute(
+                "DELETE FROM runs WHERE number <= (SELECT MAX(number) FROM (SELECT number, SUM(LENGTH(run))"
+                " OVER (ORDER BY number DESC) AS total FROM runs) WHERE total > ? AND number < ?)",
+                (self._most_bytes, number),
+            )
 
     async def _read(self, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         def read() -> list[bytes]:
@@ -132,6 +156,11 @@ class SQLiteRuns:
 
         rows = await asyncio.get_running_loop().run_in_executor(self._thread, read)
         return [msgspec.json.decode(row) for row in rows]
+
+
+def _report(write: Future[None]) -> None:
+    if error := write.exception():
+        log.error("a run could not be stored: %s: %s", type(error).__name__, error)
 
 
 def _summary(run: dict[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,6 @@ from optillm.upstreams.scheduler import FairScheduler
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
 DRAIN_SECONDS = 0.05
 """How long the end of a finished stream is waited for."""
-SECRET_LENGTH = 6
-"""Shorter keys are placeholders; taking them out of a message would only garble it."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ class OpenAIUpstream:
             ) as response:
                 body = await response.read()
                 if response.status != 200:
-                    raise self._refused(response, body, headers)
+                    raise self._refused(response, body)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamError(f"upstream '{self.name}': {error or type(error).__name__}") from error
         return model_list(body, self.name)
@@ -171,7 +169,7 @@ class OpenAIUpstream:
                         if response.status == 200:
                             yield response
                             return
-                        failure = self._refused(response, await self._read(response), headers)
+                        failure = self._refused(response, await self._read(response))
                     finally:
                         response.close() if not response.content.is_eof() else response.release()
             # Nothing is held while the upstream is given time.
@@ -230,10 +228,8 @@ class OpenAIUpstream:
         start = body[:120].decode(errors="replace")
         return UpstreamError(f"upstream '{self.name}' sent {content_type} for a stream: {start!r}")
 
-    def _refused(
-        self, response: aiohttp.ClientResponse, body: bytes, headers: Mapping[str, str]
-    ) -> UpstreamError:
-        body = without_secrets(body, headers)
+    def _refused(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
+        body = without_keys(body, response.request_info.headers)
         try:
             parsed = msgspec.json.decode(body)
         except msgspec.DecodeError:
@@ -257,12 +253,12 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
                 await response.content.readany()
 
 
-def without_secrets(body: bytes, headers: Mapping[str, str]) -> bytes:
-    """A refusal without the key that was sent: some upstreams repeat it, and a client must not see it."""
-    for name in ("Authorization", "api-key"):
-        secret = headers.get(name, "").removeprefix("Bearer ").encode()
-        if len(secret) >= SECRET_LENGTH:
-            body = body.replace(secret, b"***")
+def without_keys(body: bytes, sent: Mapping[str, str]) -> bytes:
+    """An error body in which the key that was sent, should the upstream repeat it, is blacked out."""
+    for key in (sent.get("Authorization", "").removeprefix("Bearer "), sent.get("api-key", "")):
+        # A shorter one is a stand-in, and may be a word of the answer.
+        if len(key) >= 8:
+            body = body.replace(key.encode(), b"[redacted]")
     return body
 
 

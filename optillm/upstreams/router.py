@@ -67,10 +67,15 @@ class Router:
         self._listings = {named.upstream.name: _Listing() for named in upstreams}
 
     def resolve(self, model: str) -> Route:
-        """The route of a model: by pattern, by what upstreams list, else the first upstream."""
-        for named in self.upstreams:
-            if any(fnmatchcase(model, pattern) for pattern in named.models):
-                return Route(named.upstream, model, self._prices.get(model))
+        """The route of a model: by the closest pattern, by what upstreams list, else the first upstream."""
+        matches = [
+            (pattern == model, len(pattern), -i)
+            for i, named in enumerate(self.upstreams)
+            for pattern in named.models
+            if pattern == model or fnmatchcase(model, pattern)
+        ]
+        if matches:
+            return Route(self.upstreams[-max(matches)[2]].upstream, model, self._prices.get(model))
         for named in self.upstreams:
             if any(m["id"] == model for m in self._listings[named.upstream.name].models):
                 return Route(named.upstream, model, self._prices.get(model))

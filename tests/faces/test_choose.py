@@ -158,3 +158,53 @@ async def test_parameters_of_what_does_not_run_are_ignored_with_a_warning() -> N
         answer = await proxy.ask("re2-m", best_of_n=7)
         assert "best_of_n ignored" in answer.headers["X-Optillm-Warning"]
         assert "best_of_n" not in up.calls[0].body
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("moa-bon-x", "moa&bon-x"), ("re2|zzz-x", "zzz"), ("mcts(simulations=0)-x", "1 to 64")],
+)
+async def test_a_bad_prefix_is_no_part_of_a_name_even_beside_an_explicit_approach(
+    model: str, said: str
+) -> None:
+    async with ScriptedUpstream(anything) as up, serving(up) as proxy:
+        answer = await proxy.ask(model, optillm_approach="re2")
+        assert (answer.status, answer.error["param"]) == (
+            400,
+            "model" if "(" not in model else "mcts_simulations",
+        )
+        assert said in answer.error["message"]
+        assert up.calls == []
+    async with ScriptedUpstream(anything, models=(model,)) as up, serving(up) as proxy:
+        assert (await proxy.ask(model, optillm_approach="re2")).info["model"] == model
+
+
+@pytest.mark.parametrize(
+    ("model", "calls"),
+    [("m", [3]), ("re2-m", [3]), ("self_consistency(samples=2)-m", [2, 2, 2]), ("re2|none-m", None)],
+)
+async def test_the_servers_n_counts_once_and_the_requests_beats_it(model: str, calls: Any) -> None:
+    async with ScriptedUpstream(anything) as up, serving(up, n=3) as proxy:
+        answer = await proxy.ask(model)
+        if calls is None:
+            assert answer.status == 400
+            return
+        assert len(answer.texts) == 3
+        assert [c.n for c in up.calls] == calls
+        up.calls.clear()
+        assert len((await proxy.ask(model, n=1)).texts) == 1
+        assert len(up.calls) == 1
+
+
+async def test_every_ignored_parameter_is_named_in_the_header_and_the_body() -> None:
+    nested = {"params": {"mcts": {"depth": 2}, "moa_layers": 2}}
+    async with ScriptedUpstream(anything) as up, serving(up) as proxy:
+        answer = await proxy.ask("none-m", best_of_n=7, optillm=nested)
+        assert answer.headers["X-Optillm-Warning"] == "; ".join(answer.info["warnings"])
+        assert answer.info["warnings"] == [
+            "best_of_n ignored: bon not running",
+            "optillm.params.mcts.depth ignored: mcts not running",
+            "optillm.params.moa_layers ignored: moa not running",
+        ]
+        assert set(up.calls[0].body) == {"model", "messages"}
+        assert "X-Optillm-Warning" not in (await proxy.ask("bon-m", best_of_n=2)).headers

@@ -85,6 +85,7 @@ def _technique(rng: random.Random) -> dict[str, Any]:
         },
         {"optillm_approach": f"re2&bon(best_of_n={rng.randint(2, 3)})"},
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
+        {"optillm_approach": f"(re2|self_consistency(samples={rng.randint(2, 3)})|moa)>bon&cot_reflection"},
         {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
     ]
     return rng.choice(options)

@@ -1,4 +1,4 @@
-"""Azure OpenAI: what settings choose it, its URL, its key, its managed identity."""
+"""Azure OpenAI: its URL, its key, its managed identity. And Cerebras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from azure.core.exceptions import ClientAuthenticationError
 
 from optillm.plugins import builtin_registry
 from optillm.protocol.errors import UpstreamError
-from optillm.settings import SettingsError, UpstreamSettings, load
+from optillm.settings import UpstreamSettings, load
 from optillm.upstreams.azure import SCOPE, AzureUpstream
 from tests.fakes import ScriptedUpstream
 from tests.serving import serving
@@ -82,57 +82,11 @@ async def test_no_identity_is_an_error_of_the_upstream() -> None:
         assert up.calls == []
 
 
-BASE = {"AZURE_API_BASE": "https://me.openai.azure.com", "AZURE_API_VERSION": "2024-10-21"}
-
-
-def chosen(environ: dict[str, str], *argv: str) -> UpstreamSettings:
-    return load(argv, environ, builtin_registry()).upstreams[0]
-
-
-@pytest.mark.parametrize(
-    ("environ", "argv", "expected"),
-    [
-        ({**BASE, "AZURE_OPENAI_API_KEY": "k"}, (), ("azure", BASE["AZURE_API_BASE"], "k")),
-        (BASE, (), ("azure", BASE["AZURE_API_BASE"], None)),
-        (
-            {"AZURE_OPENAI_API_KEY": "k", "AZURE_API_VERSION": "v"},
-            ("--base-url", "https://other"),
-            ("azure", "https://other", "k"),
-        ),
-        # The first provider present wins.
-        (
-            {**BASE, "AZURE_OPENAI_API_KEY": "k", "OPENAI_API_KEY": "o"},
-            (),
-            ("openai", "https://api.openai.com/v1", "o"),
-        ),
-        (
-            {**BASE, "OPENAI_API_KEY": "o", "CEREBRAS_API_KEY": "c"},
-            (),
-            ("openai", "https://api.cerebras.ai/v1", "c"),
-        ),
-        ({"AZURE_API_VERSION": "v"}, ("--base-url", "http://here/v1"), ("openai", "http://here/v1", None)),
-        ({"OPENAI_API_KEY": "o"}, ("--base-url", "http://here/v1"), ("openai", "http://here/v1", "o")),
-        ({"GROQ_API_KEY": "g"}, (), ("litellm", "", None)),
-        ({}, (), ("llamacpp", "", None)),
-        ({"OPTILLM_API_KEY": "mine"}, (), ("llamacpp", "", None)),
-    ],
-)
-def test_what_the_variables_choose(environ: dict[str, str], argv: tuple[str, ...], expected: Any) -> None:
-    upstream = chosen(environ, *argv)
-    assert (upstream.kind, upstream.base_url, upstream.key) == expected
-
-
-@pytest.mark.parametrize("missing", sorted(BASE))
-def test_what_azure_lacks_is_said(missing: str) -> None:
-    environ = {k: v for k, v in {**BASE, "AZURE_OPENAI_API_KEY": "k"}.items() if k != missing}
-    with pytest.raises(SettingsError, match=f"Azure needs {missing}"):
-        chosen(environ)
-
-
 async def test_cerebras_speaks_the_same_protocol() -> None:
     """Its base URL and key from the environment; everything else as for any such server."""
     async with ScriptedUpstream("fast") as up:
-        upstream = chosen({"CEREBRAS_API_KEY": "csk-key"}, "--base-url", up.base_url)
+        environ = {"CEREBRAS_API_KEY": "csk-key"}
+        upstream = load(("--base-url", up.base_url), environ, builtin_registry()).upstreams[0]
         assert upstream.name == "cerebras"
         async with serving(up, upstreams=(upstream,)) as proxy:
             assert (await proxy.ask("bon(n=1)-llama")).text == "fast"

@@ -1,4 +1,12 @@
-"""One call that thinks, reflects and answers in tagged sections; the client sees the answer."""
+"""One call that thinks, reflects and answers in tagged sections; the client sees the answer.
+
+The model reasons in ``<thinking>``, checks itself in ``<reflection>``, and writes its reply in
+``<output>``; a single-prompt emulation of what Self-Refine (arXiv:2303.17651) and Reflexion
+(arXiv:2303.11366) do with several calls, on top of chain of thought (arXiv:2201.11903). The answer
+begins at the first ``<output>`` after the thinking and ends at the last closing tag, so an answer that
+itself contains such tags survives. A reply without sections is returned as it is, and one cut off
+inside its thinking gives the thinking without tags. The output streams live while it is written.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""No technique: the request goes to the upstream and its answer comes back, untouched."""
+"""No technique: the request goes to the upstream and its answer comes back, untouched.
+
+The body of the answer is the upstream's own, byte for byte, with an ``optillm`` member added at its
+end; a stream hands on each of the upstream's events as it arrives. ``n`` and every unknown field are
+the upstream's business. What no client chose a technique for runs as ``none``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Re-reading: the question is asked twice, so that its second pass sees all of it."""
+"""Re-reading: the question is asked twice, so that its second pass sees all of it.
+
+From *Re-Reading Improves Reasoning in Large Language Models* (arXiv:2309.06275). A causal model reads
+a question left to right; what it made of the first words could not know the last ones. The question is
+given, then "Read the question again:", then the question once more. Two readings are best in the
+paper, more than three tend to hurt. Only the last user message is repeated, never the conversation;
+images are not duplicated. In a chain, ``re2`` hands on the rewritten question: ``re2&bon``.
+"""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optillm.core.judge import helper, numbered
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, field
+from optillm.core.prompts import helper, numbered
 from optillm.core.registry import Sigma, approach
 from optillm.core.reply import Answer, Reply
 from optillm.core.task import Messages, Task
@@ -27,7 +27,12 @@ class Params(ApproachParams):
 def worst_calls(p: Params, sigma: Sigma) -> int:
     """Calls at most: proposals of every layer, the critique, the synthesis."""
     layer = p.proposers if p.models else sigma(p.proposers)
-    return p.layers * layer + p.critique + 1
+    return p.layers * layer + worst_aggregation(p, p.proposers)
+
+
+def worst_aggregation(p: Params, candidates: int) -> int:
+    """Calls at most to make one reply of so many."""
+    return p.critique + 1 if candidates > 1 else 0
 
 
 def layered(task: Task, proposals: Sequence[Reply], nonce: str) -> Task:
@@ -63,23 +68,9 @@ def synthesis(task: Task, proposals: Sequence[Reply], critique: str, nonce: str)
     )
 
 
-@approach(
-    "moa",
-    family="sampling",
-    title="Mixture of agents",
-    paper="arXiv:2406.04692",
-    calls="L·σ(P) + κ + 1 (L·P + κ + 1 with moa_models)",
-    depth="L + κ + 1",
-    worst=worst_calls,
-)
-async def moa(task: Task, llm: LLM, p: Params) -> Answer:
-    """Propose in layers, criticise, synthesise."""
-    asked, proposals = task, list[Reply]()
-    for layer in range(1, p.layers + 1):
-        if layer > 1:
-            asked = layered(task, proposals, llm.nonce)
-        drawn = await _propose(llm, f"moa.propose[{layer}]", asked.messages, p)
-        proposals = [r for r in drawn if r.usable] or proposals
+async def aggregate(task: Task, llm: LLM, p: Params, candidates: Sequence[Reply]) -> Answer:
+    """Criticise the usable candidates, then write one reply from them."""
+    proposals = [r for r in candidates if r.usable]
     if len(proposals) < 2:
         return Answer(tuple(proposals))
     # What is returned should the run end before the synthesis.
@@ -100,6 +91,28 @@ async def moa(task: Task, llm: LLM, p: Params) -> Answer:
         temperature=p.final_temperature,
     )
     return Answer((final if final.usable else fallback,))
+
+
+@approach(
+    "moa",
+    family="sampling",
+    title="Mixture of agents",
+    paper="arXiv:2406.04692",
+    calls="L·σ(P) + κ + 1 (L·P + κ + 1 with moa_models)",
+    depth="L + κ + 1",
+    worst=worst_calls,
+    reduce=aggregate,
+    worst_reduce=worst_aggregation,
+)
+async def moa(task: Task, llm: LLM, p: Params) -> Answer:
+    """Propose in layers, criticise, synthesise."""
+    asked, proposals = task, list[Reply]()
+    for layer in range(1, p.layers + 1):
+        if layer > 1:
+            asked = layered(task, proposals, llm.nonce)
+        drawn = await _propose(llm, f"moa.propose[{layer}]", asked.messages, p)
+        proposals = [r for r in drawn if r.usable] or proposals
+    return await aggregate(task, llm, p, proposals)
 
 
 async def _propose(llm: LLM, stage: str, messages: Messages, p: Params) -> list[Reply]:

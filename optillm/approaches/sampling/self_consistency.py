@@ -13,9 +13,9 @@ from optillm.core.answers import (
     group_by_similarity,
     largest,
 )
-from optillm.core.judge import helper, numbered
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, field
+from optillm.core.prompts import helper, numbered
 from optillm.core.registry import approach
 from optillm.core.reply import Answer, Reply, eligible
 from optillm.core.task import Task
@@ -41,19 +41,14 @@ class Params(ApproachParams):
     )
 
 
-@approach(
-    "self_consistency",
-    family="sampling",
-    title="Self-consistency",
-    paper="arXiv:2203.11171",
-    calls="σ(K) + λ (λ = 1 when a model selects)",
-    depth="1 + λ",
-    worst=lambda p, sigma: sigma(p.samples) + (p.mode == "llm"),
-)
-async def self_consistency(task: Task, llm: LLM, p: Params) -> Answer:
-    """Sample K paths; return the first sample of the largest group."""
-    samples = await llm.sample("sc.sample", task.messages, p.samples, temperature=p.temperature)
-    voters = eligible(samples)
+def worst_selections(p: Params, candidates: int) -> int:
+    """Calls at most to choose from so many candidates."""
+    return int(p.mode == "llm" and candidates > 1)
+
+
+async def most_consistent(task: Task, llm: LLM, p: Params, candidates: Sequence[Reply]) -> Answer:
+    """Vote over the candidates' final answers; return the first candidate of the largest group."""
+    voters = eligible(candidates)
     if not voters:
         return Answer(())
     if p.mode == "llm" and len(voters) > 1:
@@ -74,6 +69,23 @@ async def self_consistency(task: Task, llm: LLM, p: Params) -> Answer:
     votes = [{"answer": answers[g[0]], "samples": g} for g in groups]
     await llm.note("sc.votes", votes=votes, winner=winner[0])
     return Answer((voters[winner[0]],))
+
+
+@approach(
+    "self_consistency",
+    family="sampling",
+    title="Self-consistency",
+    paper="arXiv:2203.11171",
+    calls="σ(K) + λ (λ = 1 when a model selects)",
+    depth="1 + λ",
+    worst=lambda p, sigma: sigma(p.samples) + worst_selections(p, p.samples),
+    reduce=most_consistent,
+    worst_reduce=worst_selections,
+)
+async def self_consistency(task: Task, llm: LLM, p: Params) -> Answer:
+    """Sample K paths, return the first of those that agree most."""
+    samples = await llm.sample("sc.sample", task.messages, p.samples, temperature=p.temperature)
+    return await most_consistent(task, llm, p, samples)
 
 
 async def _selected(task: Task, llm: LLM, voters: Sequence[Reply]) -> int | None:

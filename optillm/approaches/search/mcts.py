@@ -1,4 +1,16 @@
-"""Monte Carlo tree search over a dialogue: replies are nodes, simulated exchanges are rollouts."""
+"""Monte Carlo tree search over a dialogue: replies are nodes, simulated exchanges are rollouts.
+
+Inspired by *Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning*
+(arXiv:2405.00451), which searches at training time; this is the search alone, at inference time, over
+whole replies. Each simulation selects a leaf by UCT, expands it if it was visited (the model plays the
+user's next message and samples replies to it), rolls out some simulated exchanges, has a judge score
+the whole dialogue from 0 to 1, and backpropagates. The most visited first reply is the answer.
+
+The simulations of a wave run concurrently: each claims a different leaf by counting a virtual visit,
+and values return in the wave's order, so the result does not depend on the order of replies. With as
+many simulations as actions (three by default) every candidate is looked at once; more of them make the
+search prefer what scored well. When a budget ends the search, the best reply so far is returned.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +18,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field as attribute
-from typing import Any
+from typing import Any, Literal
 
 from optillm.core.answers import parse_score
-from optillm.core.judge import helper
+from optillm.core.judges import JudgeParams, judge_calls, score
 from optillm.core.llm import LLM
-from optillm.core.params import ApproachParams, field
+from optillm.core.params import field
+from optillm.core.prompts import helper
 from optillm.core.registry import Sigma, approach
 from optillm.core.reply import Answer, Reply
 from optillm.core.task import Message, Messages, Task, assistant, user
@@ -19,9 +32,11 @@ from optillm.protocol.errors import BudgetExceeded
 
 END = "<END>"
 PLEASE_CONTINUE = "Please continue."
+# "dialogue" is this technique's own judge; pairwise would have nothing to compare a reply with.
+Judge = Literal["dialogue", "absolute", "aspects", "verify", "checklist", "tests", "exact", "reward"]
 
 
-class Params(ApproachParams):
+class Params(JudgeParams):
     """Parameters of ``mcts``."""
 
     simulations: int = field(2, "rollouts", ge=1, le=64, flags=("--simulations",), env="OPTILLM_SIMULATIONS")
@@ -34,7 +49,14 @@ class Params(ApproachParams):
     actions: int = field(3, "replies sampled per node", ge=2, le=16)
     parallel: int | None = field(None, "rollouts per wave; null: as many as actions", ge=1, le=16)
     tree_depth: int = field(3, "levels of replies in the tree", ge=1, le=8)
-    judge_model: str | None = field(None, "model that evaluates; the same if null")
+    judge: Judge = field(  # type: ignore[assignment]
+        "dialogue", "what values a node: its whole simulated dialogue, or a judge of its reply alone"
+    )
+
+    @property
+    def rollout_calls(self) -> int:
+        """Calls of one simulation: d exchanges and a judgement of the dialogue, or the judge's own."""
+        return 2 * self.depth + 1 if self.judge == "dialogue" else judge_calls(self, 1)
 
 
 @dataclass(eq=False)
@@ -136,13 +158,12 @@ class Tree:
 
 
 def worst_calls(p: Params, sigma: Sigma) -> int:
-    """σ(a) + S(2d+1), and one expansion for each simulation beyond a."""
+    """σ(a), S rollouts, and one expansion for each simulation beyond a."""
     expansions = max(0, p.simulations - p.actions) if p.tree_depth > 1 else 0
     narrow = min(p.parallel or p.actions, p.simulations) < min(p.actions, p.simulations)
     if narrow and p.tree_depth > 1:
         expansions = p.simulations - 1
-    rollouts = p.simulations * (2 * p.depth + 1)
-    return sigma(p.actions) + rollouts + expansions * (1 + sigma(p.actions))
+    return sigma(p.actions) + p.simulations * p.rollout_calls + expansions * (1 + sigma(p.actions))
 
 
 @approach(
@@ -150,8 +171,8 @@ def worst_calls(p: Params, sigma: Sigma) -> int:
     family="search",
     title="Monte Carlo tree search over the dialogue",
     paper="arXiv:2405.00451",
-    calls="σ(a) + S(2d+1) + (1+σ(a))·max(0, S−a)",
-    depth="2d+2 if S ≤ a; 4d+5 if a < S ≤ 2a",
+    calls="σ(a) + S(2d+1) + (1+σ(a))·max(0, S−a); with another judge, its calls instead of 2d+1",
+    depth="2d+2 if S ≤ a; 4d+5 if a < S ≤ 2a (the judge's depth instead of 2d+1)",
     worst=worst_calls,
 )
 async def mcts(task: Task, llm: LLM, p: Params) -> Answer:
@@ -187,6 +208,8 @@ class _Search:
         """Expand the leaf if it was visited, roll out from it, evaluate; no value if cut short."""
         try:
             node = await self._expanded(leaf) if self.tree.expandable(leaf) else leaf
+            if self.p.judge != "dialogue":
+                return node, await self._judged(node)
             dialogue = node.messages
             tag = ".".join(map(str, node.path))
             if not node.terminal:
@@ -235,6 +258,13 @@ class _Search:
         said = reply.visible if reply else ""
         return None if END in said else said or PLEASE_CONTINUE
 
+    async def _judged(self, node: Node) -> float | None:
+        """The judge's score of the node's reply to the dialogue before it."""
+        before = self.task.with_messages(node.messages[:-1])
+        replies = (node.reply,) if node.reply else ()
+        (value,) = await score(self.llm, before, replies, self.p, stage="mcts.eval")
+        return self._known(value)
+
     async def _evaluate(self, dialogue: Messages, tag: str) -> float | None:
         prompt = helper(
             "You are an impartial judge of dialogues. You give a score from 0 (useless) to 1 (perfect).",
@@ -247,7 +277,8 @@ class _Search:
         reply = await self.llm.try_ask(
             "mcts.eval", prompt, temperature=0.1, model=self.p.judge_model, tag=tag
         )
-        if reply is None and self.llm.run.budget.ended:
-            return None
-        score = parse_score(reply.text, 0, 1) if reply else None
-        return 0.5 if score is None else score
+        return self._known(parse_score(reply.text, 0, 1) if reply else None)
+
+    def _known(self, value: float | None) -> float | None:
+        """A value that could not be had counts as 0.5, unless the budget took it."""
+        return 0.5 if value is None and not self.llm.run.budget.ended else value

@@ -1,0 +1,219 @@
+"""The OpenAPI description of the server, made from the wire types and the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from optillm.core.registry import Registry
+from optillm.protocol.chat import ChatRequest
+from optillm.version import __version__
+
+
+class ErrorDetail(Struct):
+    """What went wrong; ``param`` is the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Struct):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+class Usage(Struct):
+    """Tokens of all upstream calls together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int] | None = None
+    completion_tokens_details: dict[str, int] | None = None
+
+
+class About(Struct):
+    """What the server did for a request."""
+
+    run_id: str
+    approach: str
+    params: dict[str, Any]
+    model: str
+    calls: int
+    depth: int
+    seconds: float
+    cost: float | None = None
+    cut_short: str | None = None
+    failed: dict[str, str] | None = None
+    warnings: list[str] | None = None
+
+
+class AnswerMessage(Struct):
+    """The assistant's message."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class AnswerChoice(Struct):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: str
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletion(Struct):
+    """The answer to a request that does not stream."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[AnswerChoice]
+    optillm: About
+    usage: Usage | None = None
+    system_fingerprint: str | None = None
+
+
+class ChunkChoice(Struct):
+    """Part of one answer."""
+
+    index: int
+    delta: dict[str, Any]
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletionChunk(Struct):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    optillm: About | None = None
+
+
+class Model(Struct):
+    """A model of an upstream."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Struct):
+    """The models of all upstreams."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+def openapi(registry: Registry) -> dict[str, Any]:
+    """The description, as OpenAPI 3.1."""
+    types = (ChatRequest, ChatCompletion, ChatCompletionChunk, ModelList, Error)
+    _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    for name, owners in registry.request_names.items():
+        slugs = " and ".join(slug for slug, _ in owners)
+        schema = owners[0][1].schema()
+        schemas["ChatRequest"]["properties"][name] = {
+            **schema,
+            "description": f"{slugs}: {schema['description']}",
+        }
+    slugs_known = "One of " + ", ".join(a.slug for a in registry) + ", or a composition: a&b, a|b."
+    schemas["ChatRequest"]["properties"]["optillm_approach"]["description"] = slugs_known
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "OptiLLM", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "paths": _paths(),
+        "security": [{"key": []}],
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _paths() -> dict[str, Any]:
+    chat = {
+        "operationId": "createChatCompletion",
+        "summary": "Answer a conversation",
+        "requestBody": {"required": True, "content": _json(_ref("ChatRequest"))},
+        "responses": {
+            "200": {
+                "description": "The answer; server-sent events when `stream` is true",
+                "content": {
+                    **_json(_ref("ChatCompletion")),
+                    "text/event-stream": {"schema": _ref("ChatCompletionChunk")},
+                },
+            },
+            "default": _failure(),
+        },
+    }
+    return {
+        "/v1/chat/completions": {"post": chat},
+        "/v1/models": _get(
+            "listModels", "The models of all upstreams", _ref("ModelList"), query="approaches"
+        ),
+        "/v1/models/{id}": _get("retrieveModel", "One model", _ref("Model"), path="id"),
+        "/v1/approaches": _get("listApproaches", "The techniques, with their parameters"),
+        "/v1/approaches/{slug}": _get("retrieveApproach", "One technique", path="slug"),
+        "/v1/runs": _get("listRuns", "One's own last runs"),
+        "/v1/runs/{id}": _get("retrieveRun", "The trace of a run", path="id"),
+        "/health": _get("health", "The process lives", open_to_all=True),
+        "/ready": _get("ready", "An upstream answers", open_to_all=True),
+        "/openapi.json": _get("openapi", "This description"),
+    }
+
+
+def _get(
+    name: str,
+    summary: str,
+    schema: Mapping[str, Any] | None = None,
+    *,
+    path: str = "",
+    query: str = "",
+    open_to_all: bool = False,
+) -> dict[str, Any]:
+    places = (("path", path), ("query", query))
+    parameters = [
+        {"name": named, "in": place, "required": place == "path", "schema": {"type": "string"}}
+        for place, named in places
+        if named
+    ]
+    answer = {"description": summary, "content": _json(schema or {"type": "object"})}
+    operation: dict[str, Any] = {
+        "operationId": name,
+        "summary": summary,
+        "parameters": parameters,
+        "responses": {"200": answer, "default": _failure()},
+    }
+    if open_to_all:
+        operation["security"] = []
+    return {"get": operation}
+
+
+def _failure() -> dict[str, Any]:
+    return {"description": "An error", "content": _json(_ref("Error"))}
+
+
+def _json(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
