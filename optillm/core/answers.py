@@ -41,6 +41,7 @@ _PLAIN = re.compile(
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _CURRENCY = re.compile(r"(?:\\?[$€£¥₹]|\b(?:usd|eur|gbp)\b)")
 _WORDS = re.compile(r"\w+|[^\w\s]")
+_ITEM = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+(?P<item>\S.*)$")
 _FENCE = re.compile(r"^(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^\n]*)$", re.M)
 _LONG = 2000
 
@@ -234,6 +235,32 @@ def group_by_similarity(texts: Sequence[str], threshold: float) -> list[list[int
         else:
             clusters.append([index])
     return clusters
+
+
+def tagged(text: str, name: str) -> str | None:
+    """What stands in the last ``<name>`` block of a reply, or None; one that is not closed has no end."""
+    text = strip_think(text)
+    opening, closing = f"<{name}>", f"</{name}>"
+    start = text.rfind(opening)
+    return None if start < 0 else text[start + len(opening) :].partition(closing)[0].strip()
+
+
+def list_items(text: str, most: int, *, cut: bool = False) -> list[str]:
+    """The items of a numbered or bulleted list, one per line.
+
+    Without any, the non-empty lines that do not end in a colon.
+
+    Args:
+        text: the list, with or without words around it.
+        most: how many items to take.
+        cut: the text was cut off, so its last line is not complete.
+    """
+    lines = text.splitlines()
+    if cut and not text.endswith("\n"):
+        lines = lines[:-1]
+    items = [m["item"].strip() for line in lines if (m := _ITEM.match(line))]
+    plain = [line.strip() for line in lines if line.strip() and not line.rstrip().endswith(":")]
+    return (items or plain)[:most]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from optillm.core.budget import Limits
-from optillm.core.execute import Job, Outcome, check_worst, execute
+from optillm.core.execute import Job, Outcome, check_tools, check_worst, execute
 from optillm.core.frozen import empty, freeze
 from optillm.core.plan import units
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Learned, Route, Run, Sink
 from optillm.core.task import Options, Task
+from optillm.core.tools import Tools
 from optillm.faces.choose import choose, take_params, take_tags
 from optillm.protocol.chat import ChatRequest, Nested
 from optillm.protocol.errors import InvalidRequest
@@ -86,6 +87,7 @@ class Service:
         approach, model, n: defaults of requests that do not say.
         params: parameters set for the server, by slug and short name.
         progress: how streaming clients see progress.
+        tools: services that techniques may use besides the model.
         priced: whether any model has a price.
     """
 
@@ -100,6 +102,7 @@ class Service:
     n: int = 1
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=empty)
     progress: str = "reasoning"
+    tools: Tools = field(default_factory=Tools)
 
     async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
         """Understand a request; makes no upstream call but the list of models, if it must.
@@ -135,6 +138,7 @@ class Service:
         job = Job(choice.plan, self.registry, MappingProxyType(params))
         await self.models.learn(choice.model)
         sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
+        check_tools(job, self.tools)
         check_worst(job, n, sigma, self.max_calls)
         budget = request.optillm_budget or nested.budget
         limits = Limits(
@@ -182,6 +186,7 @@ class Service:
             seed=prepared.task.options.seed,
             sink=sink,
             bearer=bearer,
+            tools=self.tools,
         )
 
     async def run(self, prepared: Prepared, run: Run) -> Outcome:

@@ -51,6 +51,9 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.25:
         del body["seed"]
     body.update(_technique(rng))
+    if body.get("plansearch_mode") == "tree":
+        # Which leaves grow is a matter of the run's random numbers, so of its seed.
+        body.setdefault("seed", number)
     if "optillm_budget" in body:
         # Which of several pipelines gets the last call of a budget is a matter of time.
         body.pop("n", None)
@@ -83,6 +86,27 @@ def _technique(rng: random.Random) -> dict[str, Any]:
             "mcts_parallel": 1,
             **budget,
         },
+        {"optillm_approach": "rto", "rto_equivalence": rng.choice(["text", "ast", "similarity"]), **budget},
+        {
+            "optillm_approach": "pvg",
+            "pvg_rounds": rng.randint(1, 3),
+            "pvg_solutions": rng.randint(1, 3),
+            **budget,
+        },
+        {
+            "optillm_approach": "leap",
+            "leap_samples": rng.randint(1, 4),
+            "leap_mode": rng.choice(["natural", "natural", "induced"]),
+            **budget,
+        },
+        {"optillm_approach": "plansearch", "plansearch_observations": rng.randint(1, 4), **budget},
+        {
+            "optillm_approach": "plansearch",
+            "plansearch_mode": "tree",
+            "plansearch_leaves": rng.randint(3, 6),
+            "plansearch_criticism": rng.random() < 0.3,
+            **budget,
+        },
         {"optillm_approach": f"re2&bon(best_of_n={rng.randint(2, 3)})"},
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
         {"optillm_approach": f"(re2|self_consistency(samples={rng.randint(2, 3)})|moa)>bon&cot_reflection"},
@@ -101,12 +125,18 @@ def echo_script(call: Seen) -> Said:
         return f"Score: {int(digest[:4], 16) % 101 / 100}"
     if call.stage != "sample":
         return f"said {digest[:12]}"
-    return [_sample(digest, i) for i in range(call.n)]
+    # What is made of a reply alone, as a description of it, carries the marker too.
+    found = MARKER.search(call.text)
+    marker = found[0] if found else ""
+    if "worked examples in prompts" in call.system:
+        return json.dumps([[f"{marker} {digest[:4]} {i}?", str(i)] for i in range(int(digest[0], 16) % 4)])
+    return [_sample(digest, i, marker) for i in range(call.n)]
 
 
-def _sample(digest: str, i: int) -> Reply:
+def _sample(digest: str, i: int, marker: str) -> Reply:
     value = int(digest[i : i + 2], 16) % 4
-    text = f"<thinking>{digest[:6]}</thinking><output>{digest[:8]} {i}\nThe answer is {value}</output>"
+    said = f"{marker} {digest[:8]} {i}\nThe answer is {value}"
+    text = f"<thinking>{digest[:6]}</thinking><output>{said}</output>"
     return Reply(text, usage={"completion_tokens": int(digest[:3], 16)})
 
 

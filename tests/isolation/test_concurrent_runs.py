@@ -56,7 +56,8 @@ async def test_usage_and_calls_are_those_of_the_request_s_own_calls() -> None:
 
 def test_the_requests_are_of_all_kinds() -> None:
     plans = Counter(body["optillm_approach"].partition("(")[0] for body in REQUESTS)
-    for slug in ("none", "re2", "cot_reflection", "bon", "moa", "self_consistency", "mcts"):
+    first = ("none", "re2", "cot_reflection", "bon", "moa", "self_consistency", "mcts")
+    for slug in (*first, "rto", "pvg", "leap", "plansearch"):
         assert plans[slug] >= 10, plans
     for sign in "&|":
         assert sum(sign in body["optillm_approach"] for body in REQUESTS) >= 10
