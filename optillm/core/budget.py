@@ -43,8 +43,10 @@ class Budget:
         self.limits = limits
         self.calls = 0
         self.usage = Usage()
+        self.spent: str | None = None
+        """Which limit has been reached, or None; nothing need have been cut by it."""
         self.ended: str | None = None
-        """Which limit has ended the run, or None."""
+        """Which limit has refused or cancelled a call, or None."""
         self._reserved = 0
         self._refused: str | None = None
         self._calls: set[CancelScope] = set()
@@ -107,9 +109,10 @@ class Budget:
             BudgetExceeded: no call may start, or only reserved ones, or the budget ended while this one
                 was in flight.
         """
-        if self.ended is None and self.calls == self.limits.max_calls:
-            self.ended = "max_calls"
-        if self.ended is not None:
+        if self.spent is None and self.calls == self.limits.max_calls:
+            self.spent = "max_calls"
+        if self.spent is not None:
+            self.ended = self.spent
             raise BudgetExceeded(self.ended)
         if self.limits.max_calls is not None and self.calls + self._reserved >= self.limits.max_calls:
             self._refused = "max_calls"
@@ -128,7 +131,7 @@ class Budget:
 
     def stop(self, limit: str) -> None:
         """End the run now: calls in flight are cancelled, no other starts."""
-        self.ended = self.ended or limit
+        self.spent = self.spent or limit
         for scope in self._calls:
             scope.cancel()
 
@@ -163,5 +166,6 @@ class _Ending(CancelScope):
     ) -> Literal[False]:
         self._among.discard(self)
         if super().__exit__(kind, error, traceback):
-            raise BudgetExceeded(self._budget.ended or "deadline") from None
+            self._budget.ended = self._budget.spent or "deadline"
+            raise BudgetExceeded(self._budget.ended) from None
         return False

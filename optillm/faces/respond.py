@@ -30,9 +30,9 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
         out["usage_estimated"] = True
     if prepared.warnings:
         out["warnings"] = list(prepared.warnings)
+    if run.budget.cut_short:
+        out["cut_short"] = run.budget.cut_short
     if outcome is not None:
-        if outcome.cut_short:
-            out["cut_short"] = outcome.cut_short
         if outcome.failed:
             out["failed"] = dict(outcome.failed)
         out.update(thaw(outcome.note))

@@ -37,6 +37,10 @@ class Models(Protocol):
         """The route of a model."""
         ...
 
+    async def learn(self, model: str) -> None:
+        """See to it that the model's route can be found."""
+        ...
+
     async def lists(self, model: str) -> bool:
         """Whether an upstream has a model of exactly this name."""
         ...
@@ -133,6 +137,7 @@ class Service:
         n = request.n if request.n is not None else self.n
         options = Options(freeze(fields), n, request.n is not None)
         job = Job(choice.plan, self.registry, MappingProxyType(params))
+        await self.models.learn(choice.model)
         sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
         check_tools(job, self.tools)
         check_worst(job, n, sigma, self.max_calls)
