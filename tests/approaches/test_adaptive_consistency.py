@@ -114,7 +114,7 @@ async def test_out_of_range(field: str, value: object) -> None:
         assert up.calls == []
 
 
-@pytest.mark.parametrize("slug", ["adaptive_consistency", "self_consistency"])
+@pytest.mark.parametrize("slug", ["adaptive_consistency", "self_consistency", "sets", "ranked_vote"])
 async def test_a_window_larger_than_all_samples_is_a_contradiction(slug: str) -> None:
     async with ScriptedUpstream() as up, serving(up) as proxy:
         answer = await proxy.ask(f"{slug}(stop=window,stop_window=9,samples=4)-m")
