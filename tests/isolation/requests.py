@@ -16,6 +16,8 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VOLATILE = frozenset({"run_id", "seconds", "id", "created", "started", "ended", "at"})
 MARKER = re.compile(r"marker-(\d+)-")
+DRAWING = ("rsa", "tournament")
+"""Techniques that decide by the run's random numbers what to ask."""
 NONCE = re.compile(r"(?<=-)[0-9a-f]{12}(?=>)|(?<=marks that end in )[0-9a-f]{12}")
 """The mark that a run draws to put around data in its prompts."""
 
@@ -51,6 +53,9 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.25:
         del body["seed"]
     body.update(_technique(rng))
+    if any(slug in body["optillm_approach"] for slug in DRAWING):
+        # Without a seed of their own two runs draw different subsets and brackets.
+        body.setdefault("seed", rng.randint(0, 10**6))
     if "optillm_budget" in body:
         # Which of several pipelines gets the last call of a budget is a matter of time.
         body.pop("n", None)
@@ -87,8 +92,53 @@ def _technique(rng: random.Random) -> dict[str, Any]:
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
         {"optillm_approach": f"(re2|self_consistency(samples={rng.randint(2, 3)})|moa)>bon&cot_reflection"},
         {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
+        *_populations(rng, budget),
     ]
     return rng.choice(options)
+
+
+def _populations(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Techniques that vote, compare or recombine."""
+    stop = rng.choice(["beta", "dirichlet", "window"])
+    return [
+        {
+            "optillm_approach": f"adaptive_consistency(stop={stop},stop_window=2)",
+            "adaptive_consistency_samples": rng.randint(3, 9),
+            "adaptive_consistency_stop_threshold": rng.choice([0.6, 0.8, 0.95]),
+            **budget,
+        },
+        {"optillm_approach": f"self_consistency(samples=8,stop={stop},stop_threshold=0.7)", **budget},
+        {"optillm_approach": "usc", "usc_samples": rng.randint(2, 5), **budget},
+        {
+            "optillm_approach": "ranked_vote",
+            "ranked_vote_samples": rng.randint(2, 6),
+            "ranked_vote_method": rng.choice(["irv", "borda", "mrr"]),
+            **budget,
+        },
+        {
+            "optillm_approach": "rsa",
+            "rsa_population": rng.randint(3, 4),
+            "rsa_steps": rng.randint(1, 3),
+            "rsa_final": rng.choice(["majority", "random", "aggregated"]),
+            **budget,
+        },
+        {"optillm_approach": "sets", "sets_samples": rng.randint(1, 4), "sets_rounds": rng.randint(0, 2)},
+        {
+            "optillm_approach": "tournament",
+            "tournament_n": rng.randint(2, 6),
+            "tournament_mode": rng.choice(["knockout", "league"]),
+            "tournament_opponents": rng.randint(1, 3),
+            **budget,
+        },
+        {
+            "optillm_approach": "mixture",
+            "mixture_models": ["model-1", "model-2", "model-3"][: rng.randint(0, 3)],
+            "mixture_proposers": rng.randint(2, 3),
+            "mixture_layers": rng.randint(2, 3),
+            **budget,
+        },
+        {"optillm_approach": f"(re2|cot_reflection)>{rng.choice(['usc', 'tournament', 'sets', 'mixture'])}"},
+    ]
 
 
 def echo_script(call: Seen) -> Said:
@@ -99,14 +149,22 @@ def echo_script(call: Seen) -> Said:
         return f"Score: {int(digest[:4], 16) % 101 / 10}"
     if call.stage == "eval":
         return f"Score: {int(digest[:4], 16) % 101 / 100}"
+    if "verify answers" in call.system:
+        return f"said {digest[:12]}\nVerdict: {'correct' if digest[0] < '8' else 'incorrect'}"
+    if "impartial referee" in call.system:
+        return f"Verdict: {'first' if digest[0] < '8' else 'second'}"
+    if call.stage == "select":
+        return f"Choice: {int(digest[:2], 16) % 4 + 1}"
     if call.stage != "sample":
         return f"said {digest[:12]}"
-    return [_sample(digest, i) for i in range(call.n)]
+    return [_sample(digest, i, "\nRanking:\n" in call.last) for i in range(call.n)]
 
 
-def _sample(digest: str, i: int) -> Reply:
+def _sample(digest: str, i: int, ranked: bool) -> Reply:
     value = int(digest[i : i + 2], 16) % 4
     text = f"<thinking>{digest[:6]}</thinking><output>{digest[:8]} {i}\nThe answer is {value}</output>"
+    if ranked:
+        text = f"{digest[:8]} {i}\nRanking:\n1. {value}\n2. {digest[i]}"
     return Reply(text, usage={"completion_tokens": int(digest[:3], 16)})
 
 

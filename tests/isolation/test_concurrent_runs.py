@@ -58,6 +58,8 @@ def test_the_requests_are_of_all_kinds() -> None:
     plans = Counter(body["optillm_approach"].partition("(")[0] for body in REQUESTS)
     for slug in ("none", "re2", "cot_reflection", "bon", "moa", "self_consistency", "mcts"):
         assert plans[slug] >= 10, plans
+    for slug in ("adaptive_consistency", "usc", "ranked_vote", "rsa", "sets", "tournament", "mixture"):
+        assert plans[slug] >= 5, plans
     for sign in "&|":
         assert sum(sign in body["optillm_approach"] for body in REQUESTS) >= 10
     for field in ("stream", "tools", "n", "optillm_budget", "stop", "temperature"):
