@@ -38,7 +38,7 @@ wheel: .venv/.dev
 	$(BIN)/hatchling build -t wheel
 
 lock: $(UV)
-	$(LOCK) --group dev --extra embedded --extra azure --extra wsgi -o requirements/dev.txt
+	$(LOCK) --group dev --extra embedded --extra azure --extra wsgi --extra sandbox --extra wasm -o requirements/dev.txt
 	$(LOCK) --group demo -c requirements/dev.txt -o requirements/demo.txt
 
 clean:
@@ -51,6 +51,7 @@ $(UV):
 	@test -d .venv || $(UV_ENV) $(UV) venv -q --python $(PYTHON) .venv
 	$(UV_ENV) $(UV) pip sync -q --python $(BIN)/python --require-hashes requirements/dev.txt
 	$(UV_ENV) $(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(BIN)/python -m optillm.sandbox.fetch --python $(PYTHON)
 	@touch $@ .venv/.demo
 
 # Once the development set is there, it serves the demo as well.

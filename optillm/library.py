@@ -14,6 +14,7 @@ from optillm.core.execute import Outcome
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
 from optillm.core.run import Run
+from optillm.core.tools import Tools
 from optillm.core.trace import CallRecord, NoteRecord, Trace
 from optillm.core.upstream import Upstream
 from optillm.faces.respond import completion
@@ -21,6 +22,7 @@ from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.plugins import builtin_registry
 from optillm.protocol.chat import ChatRequest, parse_request
 from optillm.protocol.errors import InvalidRequest
+from optillm.sandbox.choose import open_sandbox
 from optillm.upstreams.capabilities import Capabilities
 from optillm.upstreams.client import ClientUpstream
 from optillm.upstreams.openai_http import OpenAIUpstream, make_session
@@ -55,6 +57,7 @@ async def solve(
     key: str | None = None,
     registry: Registry | None = None,
     observer: Observer | None = None,
+    tools: Tools | None = None,
     **fields: Any,
 ) -> Solution:
     """Answer a conversation with a technique.
@@ -67,6 +70,8 @@ async def solve(
         key: API key for a base URL.
         registry: the approaches; the built-in and installed ones if None.
         observer: called with each record of the trace: a call when it has ended, a note at once.
+        tools: services for techniques that run code; if None, they are made when one is needed and ended
+            with the call.
         fields: parameters of the approach by short or request name (``simulations=4``), and any
             field of a chat-completion request (``temperature``, ``n``, ``optillm_budget``…).
 
@@ -78,10 +83,22 @@ async def solve(
     approaches = registry or builtin_registry()
     async with AsyncExitStack() as stack:
         router = Router([Named(await _upstream(upstream, key, stack))])
-        service = Service(registry=approaches, models=_Exact(router), learned=Capabilities())
+        service = Service(
+            registry=approaches,
+            models=_Exact(router),
+            learned=Capabilities(),
+            tools=_tools(stack) if tools is None else tools,
+        )
         return await solve_with(
             service, messages, optillm_approach=approach, model=model, observer=observer, **fields
         )
+
+
+def _tools(stack: AsyncExitStack) -> Tools:
+    sandbox = open_sandbox()
+    if sandbox is not None:
+        stack.push_async_callback(sandbox.aclose)
+    return Tools(sandbox)
 
 
 def solve_sync(messages: str | Iterable[Mapping[str, Any]], **arguments: Any) -> Solution:

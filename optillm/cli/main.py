@@ -87,11 +87,10 @@ def _ask(argv: Sequence[str]) -> int:
 
 
 async def _answer(settings: Settings, registry: Registry, question: str, trace: bool) -> int:
-    from optillm.faces.app import routing, service_of
+    from optillm.faces.assemble import assembled
     from optillm.library import solve_with
 
-    async with routing(settings) as router:
-        service = service_of(settings, registry, router)
+    async with assembled(settings, registry) as (service, _):
         solution = await solve_with(service, question, observer=print_record if trace else None)
     print(solution.text)
     if trace:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from optillm.core.usage import Usage
@@ -40,6 +40,8 @@ class Budget:
         self.ended: str | None = None
         """Which limit has ended the run, or None."""
         self._in_flight: set[asyncio.Timeout] = set()
+        self._reserved = 0
+        self._refused: str | None = None
         ends = [
             (started + seconds, name)
             for seconds, name in ((limits.max_seconds, "max_seconds"), (limits.deadline, "deadline"))
@@ -53,17 +55,42 @@ class Budget:
         """The loop time at which the run ends, or None."""
         return self._end
 
+    @property
+    def cut_short(self) -> str | None:
+        """Which limit kept the run from a call that it wanted, or ended it; None: it had all it needed."""
+        return self.ended or self._refused
+
+    @contextmanager
+    def reserving(self, calls: int) -> Iterator[None]:
+        """Hold back the run's last calls for what comes after the block.
+
+        Inside it, a call that would need one of them is refused, and the run goes on: so a technique
+        that prepares first and answers last leaves out preparations, not the answer.
+
+        Args:
+            calls: how many, at least 0. Nested and concurrent reservations add up.
+        """
+        self._reserved += calls
+        try:
+            yield
+        finally:
+            self._reserved -= calls
+
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
         """Around one upstream call: refuses it when the budget is spent, cancels it when it ends.
 
         Raises:
-            BudgetExceeded: no call may start, or the budget ended while this one was in flight.
+            BudgetExceeded: no call may start, or only reserved ones, or the budget ended while this one
+                was in flight.
         """
         if self.ended is None and self.calls == self.limits.max_calls:
             self.ended = "max_calls"
         if self.ended is not None:
             raise BudgetExceeded(self.ended)
+        if self.limits.max_calls is not None and self.calls + self._reserved >= self.limits.max_calls:
+            self._refused = "max_calls"
+            raise BudgetExceeded(self._refused)
         self.calls += 1
         try:
             async with asyncio.timeout_at(self._end) as timeout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -11,12 +12,15 @@ from optillm.core.reply import Answer, Reply, parse_completion
 from optillm.core.run import Route, Run, Sink
 from optillm.core.streaming import Assembler, StreamView
 from optillm.core.task import LIMIT_FIELDS, Messages, Options, Task
+from optillm.core.tools import Sandbox
 from optillm.core.trace import DEPTH, CallRecord, NoteRecord
 from optillm.core.upstream import Call
 from optillm.core.usage import Usage, read_usage
 from optillm.protocol.errors import (
     BudgetExceeded,
+    NotConfigured,
     OptiError,
+    SandboxUnavailable,
     UpstreamEmpty,
     UpstreamError,
     UpstreamTimeout,
@@ -61,11 +65,23 @@ class LLM:
         """Whether the client has seen part of an answer."""
         self.spent = Usage()
         """What the calls made through this object cost."""
+        self._draft = False
 
     @property
     def nonce(self) -> str:
         """The run's own random mark around text that is data, not instructions."""
         return f"{self.run.rng('nonce').getrandbits(48):012x}"
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where a technique runs code.
+
+        Raises:
+            SandboxUnavailable: the operator switched it off.
+        """
+        if self.run.tools.sandbox is None:
+            raise SandboxUnavailable("this technique runs code, and this server has no sandbox (--sandbox)")
+        return self.run.tools.sandbox
 
     async def ask(
         self,
@@ -82,12 +98,7 @@ class LLM:
         Raises:
             OptiError: the upstream failed, or the budget ended.
         """
-        limit = self.run.caps.helper_max_tokens
-        if cap == "intermediate":
-            limit = self.run.caps.intermediate_max_tokens
-        body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
-        if temperature is not None:
-            body["temperature"] = temperature
+        body = self._helper_body(cap, temperature)
         replies = await self._complete(stage, messages, body, self.run.resolve(model or self.run.model), tag)
         if not replies:
             raise UpstreamEmpty(f"the upstream returned no choice ({stage})")
@@ -100,6 +111,56 @@ class LLM:
             UpstreamError: the upstream refused the call for good (a 4xx but 408 and 429).
         """
         return await self.attempt(self.ask(stage, messages, **options))
+
+    async def asks(
+        self,
+        stage: str,
+        messages: Messages,
+        k: int,
+        *,
+        cap: Cap = "helper",
+        model: str | None = None,
+        temperature: float | None = None,
+        tag: str | None = None,
+    ) -> list[Reply]:
+        """K independent samples of one helper prompt, in index order; see :meth:`sample`.
+
+        None of them is ever taken for the run's answer. Of the client's options they carry the seed
+        alone.
+
+        Raises:
+            OptiError: no sample could be had.
+        """
+        body = self._helper_body(cap, temperature)
+        if self._seed is not None:
+            body["seed"] = self._seed
+        route = self.run.resolve(model or self.run.model)
+        return await self._samples(stage, messages, k, body, route, 0, tag, None)
+
+    async def reward(self, stage: str, messages: Messages, *, tag: str | None = None) -> float:
+        """What the server's reward model gives the end of a conversation, on its own scale.
+
+        Raises:
+            NotConfigured: the server has none.
+            OptiError: it failed, or the budget ended.
+        """
+        model = self.run.tools.reward
+        if model is None:
+            raise NotConfigured("this server has no reward model (--reward-url)")
+        said = [m.raw for m in messages]
+        record: CallRecord | None = None
+        try:
+            async with self.run.slots, self.run.budget.call():
+                record = self._begin(stage, {"messages": said}, model.name, tag)
+                record.score = await model.score(said)
+                return record.score
+        except BaseException as error:
+            if record is not None:
+                record.error = str(error) or type(error).__name__
+            raise
+        finally:
+            if record is not None:
+                self._end(record)
 
     async def attempt(self, call: Awaitable[T]) -> T | None:
         """The result, or None if the upstream failed or the budget ended; refusals are raised."""
@@ -213,9 +274,39 @@ class LLM:
         DEPTH.set(max(depths, default=start))
         return [task.result() for task in tasks]
 
-    def keep(self, reply: Reply) -> None:
-        """Say which reply is the answer if the run must end now."""
-        self.best = reply
+    async def survivors(self, *calls: Awaitable[T]) -> list[T | None]:
+        """Run calls concurrently; results in index order, None for those that failed.
+
+        Raises:
+            OptiError: an upstream's refusal, or, when all failed, the first one's error.
+        """
+
+        async def one(call: Awaitable[T]) -> T | OptiError:
+            try:
+                return await call
+            except OptiError as error:
+                if not degradable(error):
+                    raise
+                return error
+
+        results = await self.gather(*(one(call) for call in calls))
+        if results and all(isinstance(r, OptiError) for r in results):
+            raise next(r for r in results if isinstance(r, OptiError))
+        return [None if isinstance(r, OptiError) else r for r in results]
+
+    def reserving(self, calls: int = 1) -> AbstractContextManager[None]:
+        """Hold back the budget's last calls for the answer: inside, helper calls that need one fail."""
+        return self.run.budget.reserving(calls)
+
+    def keep(self, reply: Reply, *, draft: bool = False) -> None:
+        """Say which reply is the answer if the run must end now.
+
+        A draft, such as a plan, is better than nothing: it never takes an answer's place, and the first
+        usable answer takes its.
+        """
+        if draft and self.best is not None and not self._draft:
+            return
+        self.best, self._draft = reply, draft
 
     async def note(self, name: str, **data: Any) -> None:
         """Record scores, votes, a tree or a choice in the trace."""
@@ -236,7 +327,7 @@ class LLM:
         record: CallRecord | None = None
         try:
             async with self.run.budget.call():
-                record = self._begin("none", body, route, None)
+                record = self._begin("none", body, route.upstream.name, None)
                 if self.live and self.run.sink is not None:
                     return await self._forward_stream(call, route, record, self.run.sink)
                 raw = await route.upstream.complete(call)
@@ -269,6 +360,14 @@ class LLM:
 
     # -- how a call is made ------------------------------------------------------------------
 
+    def _helper_body(self, cap: Cap, temperature: float | None) -> dict[str, Any]:
+        caps = self.run.caps
+        limit = caps.intermediate_max_tokens if cap == "intermediate" else caps.helper_max_tokens
+        body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
+        if temperature is not None:
+            body["temperature"] = temperature
+        return body
+
     def _answer_body(self, temperature: float | None, *, override: bool) -> dict[str, Any]:
         fields = {k: v for k, v in self.options.fields.items() if k not in LIMIT_FIELDS}
         name = self.options.limit_field
@@ -278,10 +377,15 @@ class LLM:
             fields["max_tokens"] = self.run.caps.default_max_tokens
         if temperature is not None and (override or self.options.temperature is None):
             fields["temperature"] = temperature
-        if self.options.seed is not None and self.pipeline:
-            # Pipelines of one request must not draw the same samples.
-            fields["seed"] = self.options.seed + 1000 * self.pipeline
+        if self._seed is not None:
+            fields["seed"] = self._seed
         return fields
+
+    @property
+    def _seed(self) -> int | None:
+        """The client's seed; pipelines of one request must not draw the same samples."""
+        seed = self.options.seed
+        return None if seed is None else seed + 1000 * self.pipeline
 
     async def _samples(
         self,
@@ -364,7 +468,7 @@ class LLM:
         record: CallRecord | None = None
         try:
             async with self.run.slots, self.run.budget.call():
-                record = self._begin(stage, body, route, tag)
+                record = self._begin(stage, body, route.upstream.name, tag)
                 call = Call(body, self.run.id, self.run.bearer)
                 if view is None:
                     completion = parse_completion(await route.upstream.complete(call))
@@ -404,11 +508,11 @@ class LLM:
             self.shown = self.shown or assembler.partial is not None
         return assembler.replies(), assembler.usage, assembler.system_fingerprint
 
-    def _begin(self, stage: str, body: Mapping[str, Any], route: Route, tag: str | None) -> CallRecord:
+    def _begin(self, stage: str, body: Mapping[str, Any], upstream: str, tag: str | None) -> CallRecord:
         record = CallRecord(
             stage,
             self.unit,
-            route.upstream.name,
+            upstream,
             MappingProxyType(dict(body)),
             self.run.trace.clock(),
             DEPTH.get() + 1,
@@ -436,9 +540,9 @@ class LLM:
             await self.run.sink.progress(line)
 
     def _offer(self, reply: Reply) -> None:
-        better = self.best is None or (self.best.truncated and not reply.truncated)
+        better = self.best is None or self._draft or (self.best.truncated and not reply.truncated)
         if reply.usable and better:
-            self.best = reply
+            self.keep(reply)
 
 
 def degradable(error: OptiError) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from optillm.core.budget import Budget, Limits
+from optillm.core.tools import Tools
 from optillm.core.trace import Trace
 from optillm.core.upstream import Upstream
 from optillm.core.usage import Price
@@ -89,6 +90,7 @@ class Run:
         seed: of its random numbers; None draws a fresh one.
         sink: for a streaming client, else None.
         bearer: the client's token, to be passed on.
+        tools: services of the process.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Run:
         seed: int | None = None,
         sink: Sink | None = None,
         bearer: str | None = None,
+        tools: Tools | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.id = id
@@ -114,6 +117,7 @@ class Run:
         self.caps = caps
         self.sink = sink
         self.bearer = bearer
+        self.tools = tools or Tools()
         self.trace = Trace(clock or asyncio.get_running_loop().time)
         self.budget = Budget(limits, asyncio.get_running_loop().time())
         self.seed = random.SystemRandom().getrandbits(63) if seed is None else seed

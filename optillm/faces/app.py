@@ -6,20 +6,18 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import parse_qs
 
-import aiohttp
-
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
-from optillm.core.run import Caps, Run
-from optillm.core.upstream import Upstream
+from optillm.core.run import Run
+from optillm.faces.assemble import assembled
 from optillm.faces.chat import Chat
 from optillm.faces.openapi import openapi
-from optillm.faces.service import Models, Service, new_run_id
+from optillm.faces.service import new_run_id
 from optillm.observe.conversations import ConversationLog
 from optillm.protocol.errors import (
     Forbidden,
@@ -30,11 +28,9 @@ from optillm.protocol.errors import (
     Unauthorized,
     internal_error,
 )
-from optillm.settings import SCOPES, Key, Settings, UpstreamSettings, sha256
+from optillm.settings import SCOPES, Key, Settings, sha256
 from optillm.store.runs import RunStore, open_store
-from optillm.upstreams.capabilities import Capabilities
-from optillm.upstreams.openai_http import HTTPOptions, make_session
-from optillm.upstreams.router import Named, Router, build, tls_context
+from optillm.upstreams.router import Router
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -105,8 +101,7 @@ class App:
     async def _start(self) -> None:
         s = self.settings
         self._stack.push_async_callback(self.runs.aclose)
-        router = await self._stack.enter_async_context(routing(s))
-        service = service_of(s, self.registry, router)
+        service, router = await self._stack.enter_async_context(assembled(s, self.registry))
         conversations = None
         if s.log_conversations:
             conversations = ConversationLog(s.conversation_log_dir)
@@ -265,61 +260,6 @@ class App:
         if found is None:
             raise NotFound(f"there is no run '{run_id}' (any more)", code="unknown_run")
         return 200, found
-
-
-@asynccontextmanager
-async def routing(s: Settings) -> AsyncIterator[Router]:
-    """The upstreams that settings name, with the HTTP client that they share; closed at the end.
-
-    Raises:
-        OptiError: one of them cannot be used; says what to install or set.
-    """
-    concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
-    options = HTTPOptions(
-        connect_timeout=s.connect_timeout,
-        read_timeout=s.request_timeout,
-        total_timeout=s.request_timeout,
-        retries=s.retries,
-        concurrency=concurrency,
-    )
-    async with make_session(tls_context(s.ssl_verify, s.ssl_cert_path)) as session:
-        upstreams = [Named(upstream_of(u, session, options), u.models) for u in s.upstreams]
-        router = Router(upstreams, s.prices)
-        try:
-            yield router
-        finally:
-            await router.aclose()
-
-
-def service_of(s: Settings, registry: Registry, models: Models) -> Service:
-    """What all requests share, as settings want it."""
-    return Service(
-        registry=registry,
-        models=models,
-        learned=Capabilities(s.n_mode),
-        caps=Caps(s.default_max_tokens, s.helper_max_tokens, s.intermediate_max_tokens, s.max_concurrency),
-        deadline=s.request_timeout,
-        max_calls=s.max_upstream_calls,
-        approach=s.approach,
-        model=s.model,
-        n=s.n,
-        params=s.params,
-        progress=s.stream_progress,
-    )
-
-
-def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:
-    """The upstream that settings describe."""
-    return build(
-        kind=u.kind,
-        name=u.name,
-        base_url=u.base_url,
-        key=u.key,
-        api_version=u.api_version,
-        model_path=u.model_path,
-        session=session,
-        options=options,
-    )
 
 
 def _model_object(model: Mapping[str, Any]) -> dict[str, Any]:

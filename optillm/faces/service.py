@@ -9,12 +9,13 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from optillm.core.budget import Limits
-from optillm.core.execute import Job, Outcome, check_worst, execute
+from optillm.core.execute import Job, Outcome, check_tools, check_worst, execute
 from optillm.core.frozen import empty, freeze
 from optillm.core.plan import units
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Learned, Route, Run, Sink
 from optillm.core.task import Options, Task
+from optillm.core.tools import Tools
 from optillm.faces.choose import choose, take_params, take_tags
 from optillm.protocol.chat import ChatRequest, Nested
 from optillm.protocol.errors import InvalidRequest
@@ -82,6 +83,7 @@ class Service:
         approach, model, n: defaults of requests that do not say.
         params: parameters set for the server, by slug and short name.
         progress: how streaming clients see progress.
+        tools: services that techniques may use besides the model.
         priced: whether any model has a price.
     """
 
@@ -96,6 +98,7 @@ class Service:
     n: int = 1
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=empty)
     progress: str = "reasoning"
+    tools: Tools = field(default_factory=Tools)
 
     async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
         """Understand a request; makes no upstream call but the list of models, if it must.
@@ -130,6 +133,7 @@ class Service:
         options = Options(freeze(fields), n, request.n is not None)
         job = Job(choice.plan, self.registry, MappingProxyType(params))
         sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
+        check_tools(job, self.tools)
         check_worst(job, n, sigma, self.max_calls)
         budget = request.optillm_budget or nested.budget
         limits = Limits(
@@ -177,6 +181,7 @@ class Service:
             seed=prepared.task.options.seed,
             sink=sink,
             bearer=bearer,
+            tools=self.tools,
         )
 
     async def run(self, prepared: Prepared, run: Run) -> Outcome:

@@ -121,6 +121,22 @@ class MissingExtra(OptiError):
         self.extra = extra
 
 
+class SandboxUnavailable(OptiError):
+    """Code has to be run, and there is nothing that could hold it; the message says what is missing."""
+
+    status = 501
+    type = "not_implemented_error"
+    code = "sandbox_unavailable"
+
+
+class NotConfigured(OptiError):
+    """The request needs a service that this server was not given; the message says which setting."""
+
+    status = 501
+    type = "not_implemented_error"
+    code = "not_configured"
+
+
 class Overloaded(OptiError):
     """The server is shutting down or full; try again later."""
 

@@ -86,6 +86,10 @@ class Settings:
     connect_timeout: float = 5.0
     shutdown_timeout: float = 30.0
     store: str = ""
+    sandbox: str = "auto"
+    reward_url: str = ""
+    reward_key: str = field(default="", repr=False)
+    reward_model: str = ""
     stream_progress: str = "reasoning"
     forward_bearer: bool | None = None
     n_mode: str = "auto"

@@ -165,6 +165,18 @@ OPTIONS = (
     Option("connect_timeout", "seconds to connect to an upstream", ge=0.01),
     Option("shutdown_timeout", "seconds that running requests get at shutdown", ge=0),
     Option(
+        "sandbox",
+        "where techniques run model-written code: the best wall that this machine has, one wall, or nowhere",
+        choices=("auto", "namespaces", "wasm", "off"),
+    ),
+    Option(
+        "reward_url",
+        "reward model for judge=reward: where conversations are posted",
+        pattern=(r"https?://[^\s/]\S*", "a URL like http://127.0.0.1:8080/pooling"),
+    ),
+    Option("reward_key", "key of the reward model", secret=True),
+    Option("reward_model", "name that is sent to the reward model"),
+    Option(
         "store",
         "where run traces are kept: empty for memory, or sqlite:///PATH",
         pattern=(r"sqlite:///.+", "empty or sqlite:///PATH"),

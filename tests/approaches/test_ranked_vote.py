@@ -124,7 +124,7 @@ async def test_without_rankings_the_samples_vote() -> None:
 
 
 async def test_truncated_rankings_do_not_count() -> None:
-    said = [Reply(ranking(0, ["a"]), finish="length"), ranking(1, ["b"])]
+    said: list[Reply | str] = [Reply(ranking(0, ["a"]), finish="length"), ranking(1, ["b"])]
     async with ScriptedUpstream(said) as up, serving(up) as proxy:
         assert (await proxy.ask("ranked_vote(samples=2)-m")).text == "reasons 1\n\nThe answer is b"
 

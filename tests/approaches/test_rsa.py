@@ -155,8 +155,11 @@ async def test_a_budget_leaves_the_last_population(calls: int) -> None:
 
 
 async def test_worst_case_and_upstream_without_n() -> None:
-    limits = {"n_mode": "fanout", "max_upstream_calls": 4 + 8 + 1 - 1}
-    async with ScriptedUpstream(people) as up, serving(up, **limits) as proxy:
+    limit = 4 + 8 + 1 - 1
+    async with (
+        ScriptedUpstream(people) as up,
+        serving(up, n_mode="fanout", max_upstream_calls=limit) as proxy,
+    ):
         answer = await proxy.ask("rsa(population=4,steps=3,final=aggregated)-m")
         assert (answer.status, answer.error["code"], up.calls) == (400, "too_many_calls", [])
         assert "can take 13 upstream calls" in answer.error["message"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import combinations, product
 from math import factorial, prod
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -80,6 +80,11 @@ def test_dirichlet_is_stricter_than_beta() -> None:
     )
 
 
+def rule(**values: Any) -> StopParams:
+    """Parameters with the other values at their defaults."""
+    return StopParams(**values)
+
+
 def drawn(p: StopParams, answers: Sequence[str | None]) -> tuple[list[int], int]:
     """The batches in which a rule draws these answers, and how many it draws."""
     batches: list[Sequence[str | None]] = []
@@ -113,13 +118,13 @@ def one_at_a_time(p: StopParams, answers: Sequence[str | None]) -> int:
 def test_batches_draw_what_one_at_a_time_draws(
     stop: Rule, answers: list[str | None], threshold: float
 ) -> None:
-    p = StopParams(samples=24, stop=stop, stop_threshold=threshold)
+    p = rule(samples=24, stop=stop, stop_threshold=threshold)
     assert drawn(p, answers)[1] == one_at_a_time(p, answers)
 
 
 @pytest.mark.parametrize("stop", ["beta", "dirichlet"])
 def test_four_that_agree_are_enough(stop: Rule) -> None:
-    p = StopParams(samples=40, stop=stop)
+    p = rule(samples=40, stop=stop)
     assert drawn(p, ["7"] * 40) == ([4], 4)
     assert drawn(p, ["7", "7.0", "$7", "7 dollars", *"x" * 36]) == ([4], 4)
     assert drawn(p, ["7", "8", "7", "7", *["7"] * 36]) == ([4, 3], 7)
@@ -127,19 +132,19 @@ def test_four_that_agree_are_enough(stop: Rule) -> None:
 
 def test_certainty_is_never_reached() -> None:
     for stop in ("beta", "dirichlet"):
-        p = StopParams(samples=64, stop=stop, stop_threshold=1)
+        p = rule(samples=64, stop=stop, stop_threshold=1)
         assert drawn(p, ["7"] * 64) == ([64], 64)
 
 
 def test_a_window_must_be_whole_and_of_one_answer() -> None:
-    p = StopParams(samples=8, stop="window", stop_window=3)
+    p = rule(samples=8, stop="window", stop_window=3)
     assert drawn(p, ["1", "1", "2", "3", "3", "3.0", "9", "9"]) == ([3, 3], 6)
     assert drawn(p, ["1", "1", None, "3", "1", "3", "9", "9"]) == ([3, 3, 2], 8)
     assert batch(p, [["1", "1"]], 5) == 3, "a window of which one sample failed is not unanimous"
 
 
 def test_without_a_rule_all_are_drawn_at_once() -> None:
-    assert drawn(StopParams(samples=9), ["1"] * 9) == ([9], 9)
+    assert drawn(rule(samples=9), ["1"] * 9) == ([9], 9)
 
 
 def adversary(length: int) -> Iterator[list[str | None]]:
@@ -150,7 +155,7 @@ def adversary(length: int) -> Iterator[list[str | None]]:
 
 @pytest.mark.parametrize("stop", ["beta", "dirichlet", "window"])
 def test_the_worst_case_is_reached_and_not_passed(stop: Rule) -> None:
-    p = StopParams(samples=16, stop=stop)
+    p = rule(samples=16, stop=stop)
     most = max(len(drawn(p, answers)[0]) for answers in adversary(16))
     assert most == len(worst_batches(p))
     assert sum(worst_batches(p)) == 16

@@ -12,6 +12,7 @@ HARMLESS = frozenset(
         "NewType", "ContextVar", "Path", "msgspec.json.Decoder", "msgspec.json.Encoder",
         "logging.getLogger", "field", "dataclass_field", "attribute", "Option", "Order", "Unit", "object",
         "aiohttp.ClientTimeout", "approach", "dataclass", "dataclass_transform", "Meta", "range",
+        "struct.Struct", "Machine",
         "property", "cached_property", "staticmethod", "classmethod", "namedtuple",
     }
 )  # fmt: skip
@@ -35,7 +36,12 @@ RANDOM_MODULES = ("random.", "secrets.", "uuid.uuid")
 
 
 def problems(
-    source: str, *, settings: bool = False, pure: bool = False, draws_seeds: bool = False
+    source: str,
+    *,
+    settings: bool = False,
+    pure: bool = False,
+    draws_seeds: bool = False,
+    own_process: bool = False,
 ) -> list[str]:
     """What is wrong in a module, one line each.
 
@@ -44,14 +50,18 @@ def problems(
         settings: the module may read the environment.
         pure: the module must not read clocks or random numbers of its own.
         draws_seeds: though pure, it may ask the system for the seed of a run.
+        own_process: it runs in a process made for it alone, whose interpreter it may set up.
     """
     tree = ast.parse(source)
-    return [*_Checker(tree, settings, pure, draws_seeds).problems()]
+    return [*_Checker(tree, settings, pure, draws_seeds, own_process).problems()]
 
 
 class _Checker:
-    def __init__(self, tree: ast.Module, settings: bool, pure: bool, draws_seeds: bool) -> None:
+    def __init__(
+        self, tree: ast.Module, settings: bool, pure: bool, draws_seeds: bool, own_process: bool
+    ) -> None:
         self.tree, self.settings, self.pure, self.draws_seeds = tree, settings, pure, draws_seeds
+        self.own_process = own_process
         self.imported = _imported(tree)
         self.shared = {n.name for n in tree.body if isinstance(n, _DEFINITIONS)} | set(self.imported)
         self.structs = _structs(tree)
@@ -131,7 +141,8 @@ class _Checker:
     def _write(self, target: ast.expr) -> Iterator[str]:
         while isinstance(target, ast.Subscript):
             target = target.value
-        if isinstance(target, ast.Attribute) and self._is_shared(target.value):
+        sets_up = self.own_process and self._full(target).partition(".")[0] in ("sys", "linecache")
+        if isinstance(target, ast.Attribute) and self._is_shared(target.value) and not sets_up:
             yield "writes into a module or class"
 
     def _is_shared(self, node: ast.expr) -> bool:

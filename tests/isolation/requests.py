@@ -52,17 +52,19 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
         body.update(stream=True, stream_options={"include_usage": rng.random() < 0.5})
     if rng.random() < 0.25:
         del body["seed"]
-    body.update(_technique(rng))
-    if any(slug in body["optillm_approach"] for slug in DRAWING):
-        # Without a seed of their own two runs draw different subsets and brackets.
-        body.setdefault("seed", rng.randint(0, 10**6))
+    body.update(_technique(number, rng))
+    drawing = any(slug in body["optillm_approach"] for slug in DRAWING)
+    if drawing or body.get("plansearch_mode") == "tree":
+        # What it asks is a matter of the run's random numbers, so of its seed.
+        body.setdefault("seed", number)
     if "optillm_budget" in body:
         # Which of several pipelines gets the last call of a budget is a matter of time.
         body.pop("n", None)
     return body
 
 
-def _technique(rng: random.Random) -> dict[str, Any]:
+def _technique(number: int, rng: random.Random) -> dict[str, Any]:
+    """Each kind in turn, with parameters of its own."""
     budget = {"optillm_budget": {"max_calls": rng.randint(1, 6)}} if rng.random() < 0.3 else {}
     options: list[dict[str, Any]] = [
         {"optillm_approach": "none"},
@@ -88,13 +90,70 @@ def _technique(rng: random.Random) -> dict[str, Any]:
             "mcts_parallel": 1,
             **budget,
         },
+        {"optillm_approach": "rto", "rto_equivalence": rng.choice(["text", "ast", "similarity"]), **budget},
+        {
+            "optillm_approach": "pvg",
+            "pvg_rounds": rng.randint(1, 3),
+            "pvg_solutions": rng.randint(1, 3),
+            **budget,
+        },
+        {
+            "optillm_approach": "leap",
+            "leap_samples": rng.randint(1, 4),
+            "leap_mode": rng.choice(["natural", "natural", "induced"]),
+            **budget,
+        },
+        {"optillm_approach": "plansearch", "plansearch_observations": rng.randint(1, 4), **budget},
+        {
+            "optillm_approach": "plansearch",
+            "plansearch_mode": "tree",
+            "plansearch_leaves": rng.randint(3, 6),
+            "plansearch_criticism": rng.random() < 0.3,
+            **budget,
+        },
         {"optillm_approach": f"re2&bon(best_of_n={rng.randint(2, 3)})"},
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
         {"optillm_approach": f"(re2|self_consistency(samples={rng.randint(2, 3)})|moa)>bon&cot_reflection"},
         {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
+        *_helped(rng, budget),
         *_populations(rng, budget),
     ]
-    return rng.choice(options)
+    return options[number % len(options)]
+
+
+def _helped(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Techniques that plan, verify, criticise or debate before they answer."""
+    return [
+        {"optillm_approach": "cod", "cod_words": rng.randint(2, 9), "cod_expose_drafts": rng.random() < 0.5},
+        {"optillm_approach": "step_back", "step_back_temperature": rng.choice([0, 0.5]), **budget},
+        {"optillm_approach": "least_to_most", "least_to_most_subquestions": rng.randint(1, 4), **budget},
+        {"optillm_approach": "self_discover", "self_discover_modules": rng.randint(1, 9), **budget},
+        {"optillm_approach": "self_refine", "self_refine_iterations": rng.randint(1, 3), **budget},
+        {
+            "optillm_approach": "reflexion",
+            "reflexion_trials": rng.randint(1, 4),
+            "reflexion_memory": rng.randint(1, 3),
+            **rng.choice([{}, {"reflexion_reference": "2"}]),
+            **budget,
+        },
+        {
+            "optillm_approach": "cove",
+            "cove_mode": rng.choice(["joint", "two_step", "factored", "factor_revise"]),
+            "cove_questions": rng.randint(1, 4),
+            **budget,
+        },
+        {
+            "optillm_approach": "debate",
+            "debate_agents": rng.randint(2, 4),
+            "debate_rounds": rng.randint(1, 2),
+            # Summaries run side by side: which of them gets the last call of a budget is chance.
+            **({"debate_summarize": True} if rng.random() < 0.3 else budget),
+        },
+    ]
+
+
+LISTS = ("plan how to verify", "break a problem down")
+"""Helpers that are to write a list of questions."""
 
 
 def _populations(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
@@ -149,6 +208,12 @@ def echo_script(call: Seen) -> Said:
         return f"Score: {int(digest[:4], 16) % 101 / 10}"
     if call.stage == "eval":
         return f"Score: {int(digest[:4], 16) % 101 / 100}"
+    if "select ways of reasoning" in call.system:
+        return f"Modules: {int(digest[:2], 16) % 39 + 1}, {int(digest[2:4], 16) % 39 + 1}"
+    if "feedback on a reply" in call.system:
+        return f"said {digest[:12]}\nScore: {int(digest[:2], 16) % 11}\nRefine: yes"
+    if any(words in call.system for words in LISTS):
+        return "\n".join(f"{i}. What is {digest[4 * i : 4 * i + 4]}?" for i in (1, 2, 3))
     if "verify answers" in call.system:
         return f"said {digest[:12]}\nVerdict: {'correct' if digest[0] < '8' else 'incorrect'}"
     if "impartial referee" in call.system:
@@ -157,14 +222,20 @@ def echo_script(call: Seen) -> Said:
         return f"Choice: {int(digest[:2], 16) % 4 + 1}"
     if call.stage != "sample":
         return f"said {digest[:12]}"
-    return [_sample(digest, i, "\nRanking:\n" in call.last) for i in range(call.n)]
+    # What is made of a reply alone, as a description of it, carries the marker too.
+    found = MARKER.search(call.text)
+    marker = found[0] if found else ""
+    if "worked examples in prompts" in call.system:
+        return json.dumps([[f"{marker} {digest[:4]} {i}?", str(i)] for i in range(int(digest[0], 16) % 4)])
+    if "\nRanking:\n" in call.last:
+        return [f"{marker} {digest[:8]} {i}\nRanking:\n1. {digest[i]}\n2. 3" for i in range(call.n)]
+    return [_sample(digest, i, marker) for i in range(call.n)]
 
 
-def _sample(digest: str, i: int, ranked: bool) -> Reply:
+def _sample(digest: str, i: int, marker: str) -> Reply:
     value = int(digest[i : i + 2], 16) % 4
-    text = f"<thinking>{digest[:6]}</thinking><output>{digest[:8]} {i}\nThe answer is {value}</output>"
-    if ranked:
-        text = f"{digest[:8]} {i}\nRanking:\n1. {value}\n2. {digest[i]}"
+    said = f"{marker} {digest[:8]} {i}\nThe answer is {value}"
+    text = f"<thinking>{digest[:6]}</thinking><output>{said}</output>"
     return Reply(text, usage={"completion_tokens": int(digest[:3], 16)})
 
 

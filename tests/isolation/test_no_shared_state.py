@@ -22,6 +22,7 @@ def test_file_shares_nothing(path: Path) -> None:
         pure=name.startswith(("core/", "approaches/")),
         # A run without a seed gets one there, and its record tells it.
         draws_seeds=name == "core/run.py",
+        own_process=name in ("sandbox/zygote.py", "sandbox/program.py"),
     )
     assert found == []
 
@@ -148,6 +149,13 @@ def test_good_code_passes(good: str) -> None:
 
 def test_settings_may_read_the_environment() -> None:
     assert all(problems(source, settings=True) == [] for source in ENVIRONMENT if "x =" not in source)
+
+
+def test_only_a_process_of_its_own_may_set_up_its_interpreter() -> None:
+    source = "import sys\ndef f(x):\n    sys.stdout = x"
+    assert problems(source)
+    assert problems(source, own_process=True) == []
+    assert problems("import json\ndef f():\n    json.x = 1", own_process=True)
 
 
 def test_only_a_run_may_draw_its_seed() -> None:

@@ -1,0 +1,99 @@
+"""Services of the process that techniques may use besides the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
+
+Status = Literal["ok", "error", "timeout", "memory", "output", "killed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run of untrusted code ended with.
+
+    Args:
+        status: ``ok`` exit status 0; ``error`` another one, or an exception; ``timeout`` the wall or CPU
+            time was used up; ``memory`` an uncaught MemoryError; ``output`` more was written than may be
+            handed back; ``killed`` ended by any other signal, or from outside.
+        exit_code: the exit status; a negative signal number; None when the sandbox ended it.
+        stdout: what it printed, at most the cap, decoded with replacement.
+        stderr: the end of it, without paths of this machine.
+        seconds: wall time of the code.
+        files: what it left in its scratch folder, by relative path, if asked for.
+    """
+
+    status: Status
+    exit_code: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+    files: Mapping[str, bytes]
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself with exit status 0."""
+        return self.status == "ok"
+
+
+class Sandbox(Protocol):
+    """Runs Python code that nobody has looked at."""
+
+    async def run(
+        self,
+        code: str,
+        *,
+        timeout: float = 30.0,
+        memory_mb: int = 1024,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+        stdin: str = "",
+        keep_files: bool = False,
+    ) -> Outcome:
+        """Run code as ``__main__`` in a fresh process that can reach nothing.
+
+        Args:
+            code: Python text.
+            timeout: wall time in seconds from the start of the code, over 0 and at most 3600.
+            memory_mb: address space in MiB, on top of the interpreter's own, 16 to 65536.
+            files: put into the scratch folder, its working directory, by relative path.
+            stdin: what it may read.
+            keep_files: hand back what it leaves in the scratch folder.
+
+        Raises:
+            ValueError: an argument is out of range.
+            SandboxUnavailable: there is no sandbox on this machine.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """End what runs, and the sandbox with it."""
+        ...
+
+
+class RewardModel(Protocol):
+    """Scores the end of a conversation."""
+
+    name: str
+
+    async def score(self, messages: Sequence[Mapping[str, Any]]) -> float:
+        """The reward of the last message, on the model's own scale.
+
+        Raises:
+            UpstreamError, UpstreamTimeout: no score could be had.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Services of the process that are handed to runs; they hold no request's data.
+
+    Args:
+        sandbox: where code is run; None if the operator switched it off.
+        reward: an external reward model, if there is one.
+    """
+
+    sandbox: Sandbox | None = None
+    reward: RewardModel | None = None

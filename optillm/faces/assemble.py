@@ -1,0 +1,79 @@
+"""The parts of a process, made from its settings and taken down in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+
+from optillm.core.registry import Registry
+from optillm.core.run import Caps
+from optillm.core.tools import Tools
+from optillm.core.upstream import Upstream
+from optillm.faces.service import Service
+from optillm.sandbox.choose import open_sandbox
+from optillm.settings import Settings, UpstreamSettings
+from optillm.upstreams.capabilities import Capabilities
+from optillm.upstreams.openai_http import HTTPOptions, make_session
+from optillm.upstreams.reward import HTTPRewardModel
+from optillm.upstreams.router import Named, Router, build, tls_context
+
+
+@asynccontextmanager
+async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Service, Router]]:
+    """What all requests of a process share, and its upstreams; closed at the end.
+
+    Raises:
+        OptiError: an upstream cannot be used; says what to install or set.
+    """
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(make_session(tls_context(s.ssl_verify, s.ssl_cert_path)))
+        concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
+        options = HTTPOptions(
+            connect_timeout=s.connect_timeout,
+            read_timeout=s.request_timeout,
+            total_timeout=s.request_timeout,
+            retries=s.retries,
+            concurrency=concurrency,
+        )
+        router = Router([Named(_upstream(u, session, options), u.models) for u in s.upstreams], s.prices)
+        stack.push_async_callback(router.aclose)
+        # Nothing is started before the first technique that runs code.
+        sandbox = open_sandbox(s.sandbox)
+        if sandbox is not None:
+            stack.push_async_callback(sandbox.aclose)
+        reward = None
+        if s.reward_url:
+            reward = HTTPRewardModel(s.reward_url, session, key=s.reward_key, model=s.reward_model)
+        service = Service(
+            registry=registry,
+            models=router,
+            learned=Capabilities(s.n_mode),
+            caps=Caps(
+                s.default_max_tokens, s.helper_max_tokens, s.intermediate_max_tokens, s.max_concurrency
+            ),
+            deadline=s.request_timeout,
+            max_calls=s.max_upstream_calls,
+            approach=s.approach,
+            model=s.model,
+            n=s.n,
+            params=s.params,
+            progress=s.stream_progress,
+            tools=Tools(sandbox, reward),
+        )
+        yield service, router
+
+
+def _upstream(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:
+    """The upstream that settings describe."""
+    return build(
+        kind=u.kind,
+        name=u.name,
+        base_url=u.base_url,
+        key=u.key,
+        api_version=u.api_version,
+        model_path=u.model_path,
+        session=session,
+        options=options,
+    )
