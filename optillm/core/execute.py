@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -77,6 +76,8 @@ class Job:
     def params_of(self, unit: Unit) -> Any:
         """The frozen Params of one unit."""
         approach = self.registry[unit.slug]
+        if not approach.params:
+            return approach.params_class()
         values = {**self.params.get(unit.slug, {}), **dict(unit.args)}
         return build(approach.params_class, approach.params, values)
 
@@ -176,9 +177,11 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
     execution = _Execution(job, run)
     # A caller's task may have run something else before: its depth is not ours, nor ours its.
     before = DEPTH.set(0)
+    run.budget.start()
     try:
         branches = await execution.plan(job.plan, task, task.options.n, _Place())
     finally:
+        run.budget.close()
         DEPTH.reset(before)
         run.trace.ended = run.trace.clock()
     good = execution.answered(branches)
@@ -336,7 +339,7 @@ class _Execution:
 
     def _asked(self, unit: Unit, task: Task, n: int, place: _Place) -> tuple[Task, LLM]:
         """The task as a unit gets it, and its model."""
-        asked = replace(task, options=replace(task.options, n=n))
+        asked = task if n == task.options.n else replace(task, options=replace(task.options, n=n))
         llm = LLM(
             self.run,
             asked.options,
@@ -350,7 +353,8 @@ class _Execution:
     async def _ended(self, plan: Plan, work: Awaitable[Answer], llm: LLM, place: _Place) -> _Branch:
         """What came of an approach's work; at the end of a budget its best so far."""
         try:
-            answer = await self._until_the_end(work)
+            with self.run.budget.work():
+                answer = await work
             if not answer.replies:
                 raise UpstreamEmpty(f"'{plan}' found no usable answer")
             return _Branch(plan, place, answer)
@@ -358,18 +362,6 @@ class _Execution:
             return _Branch(plan, place, Answer((llm.best,)) if llm.best else None, error)
         except OptiError as error:
             return _Branch(plan, place, error=error)
-
-    async def _until_the_end(self, work: Awaitable[Answer]) -> Answer:
-        """The budget ends calls; work that goes on without any is ended a moment later."""
-        budget = self.run.budget
-        end = None if budget.end is None else budget.end + 0.25
-        try:
-            async with asyncio.timeout_at(end) as backstop:
-                return await work
-        except TimeoutError:
-            if not backstop.expired():
-                raise
-            raise BudgetExceeded(budget.ended or budget.end_name) from None
 
     def _improving(self, task: Task, earlier: list[_Branch]) -> Task:
         replies = tuple(reply for b in earlier for reply in b.replies)

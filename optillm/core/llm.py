@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +30,7 @@ from optillm.protocol.errors import (
 )
 
 T = TypeVar("T")
+_ONE_CHOICE = re.compile(r"(?:only|more than) one (?:\w+ )?(?:choice|completion|candidate|response|sample)")
 Cap = Literal["helper", "intermediate"]
 
 
@@ -58,7 +62,6 @@ class LLM:
         self.choice = choice
         self.pipeline = pipeline
         self.live = live and run.sink is not None
-        self.rng = run.rng(f"{unit}/{pipeline}")
         self.best: Reply | None = None
         """The answer if the run had to end now."""
         self.shown = False
@@ -67,7 +70,12 @@ class LLM:
         """What the calls made through this object cost."""
         self._draft = False
 
-    @property
+    @cached_property
+    def rng(self) -> random.Random:
+        """The technique's random numbers."""
+        return self.run.rng(f"{self.unit}/{self.pipeline}")
+
+    @cached_property
     def nonce(self) -> str:
         """The run's own random mark around text that is data, not instructions."""
         return f"{self.run.rng('nonce').getrandbits(48):012x}"
@@ -150,10 +158,11 @@ class LLM:
         said = [m.raw for m in messages]
         record: CallRecord | None = None
         try:
-            async with self.run.slots, self.run.budget.call():
-                record = self._begin(stage, {"messages": said}, model.name, tag)
-                record.score = await model.score(said)
-                return record.score
+            async with self.run.slots:
+                with self.run.budget.call():
+                    record = self._begin(stage, {"messages": said}, model.name, tag)
+                    record.score = await model.score(said)
+                    return record.score
         except BaseException as error:
             if record is not None:
                 record.error = str(error) or type(error).__name__
@@ -325,16 +334,24 @@ class LLM:
             body["n"] = self.options.n
         call = Call(body, self.run.id, self.run.bearer)
         record: CallRecord | None = None
+        assembler = Assembler(None, 0, StreamView)
         try:
-            async with self.run.budget.call():
+            with self.run.budget.call():
                 record = self._begin("none", body, route.upstream.name, None)
                 if self.live and self.run.sink is not None:
-                    return await self._forward_stream(call, route, record, self.run.sink)
+                    return await self._forward_stream(call, route, record, self.run.sink, assembler)
                 raw = await route.upstream.complete(call)
             completion = parse_completion(raw)
             replies = tuple(completion.replies())
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, replies, read_usage(completion.usage, route.price, shown))
+        except BudgetExceeded as error:
+            if record is not None:
+                record.error = error.message
+            if self.run.sink is None or not assembler.begun:
+                raise
+            await self._close_forwarded(self.run.sink, assembler)
+            return Answer(tuple(assembler.cut()), raw=b"")
         except BaseException as error:
             if record is not None:
                 record.error = str(error) or type(error).__name__
@@ -344,19 +361,28 @@ class LLM:
                 self._end(record)
         return Answer(replies, raw=raw)
 
-    async def _forward_stream(self, call: Call, route: Route, record: CallRecord, sink: Sink) -> Answer:
-        assembler = Assembler(None, 0, StreamView)
+    async def _forward_stream(
+        self, call: Call, route: Route, record: CallRecord, sink: Sink, assembler: Assembler
+    ) -> Answer:
         try:
-            async for payload in route.upstream.stream(call):
-                before = assembler.finished
-                await assembler.feed(payload)
-                # Usage may follow the event that ends the last choice.
-                await sink.raw(payload, before < self.options.n <= assembler.finished)
+            async with aclosing(route.upstream.stream(call)) as payloads:
+                async for payload in payloads:
+                    before = assembler.finished
+                    await assembler.feed(payload)
+                    # Usage may follow the event that ends the last choice.
+                    await sink.raw(payload, before < self.options.n <= assembler.finished)
         finally:
             replies = tuple(assembler.replies())
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, replies, read_usage(assembler.usage, route.price, shown))
         return Answer(replies, raw=b"")
+
+    async def _close_forwarded(self, sink: Sink, assembler: Assembler) -> None:
+        """End a stream that the budget has cut, as the upstream would have at a token limit."""
+        if assembler.finished < self.options.n:
+            await sink.raw(assembler.closing(), True)
+        if (self.options.fields.get("stream_options") or {}).get("include_usage"):
+            await sink.raw(assembler.closing(self.run.budget.usage.to_dict()), False)
 
     # -- how a call is made ------------------------------------------------------------------
 
@@ -399,14 +425,15 @@ class LLM:
         view: Callable[[], StreamView] | None,
     ) -> list[Reply]:
         replies: list[Reply] = []
-        if k > 1 and self.run.learned.n_mode(route) != "fanout":
+        mode = "fanout" if k == 1 else self.run.learned.n_mode(route)
+        if mode != "fanout":
             try:
                 native = {**_shifted(body, offset), "n": k}
                 replies = await self._complete(stage, messages, native, route, tag, view)
             except UpstreamError as error:
-                if error.upstream_status not in (400, 422) or not _concerns_n(error):
+                if mode == "native" or error.upstream_status not in (400, 422) or not _concerns_n(error):
                     raise
-            if len(replies) >= k:
+            if replies and (len(replies) >= k or mode == "native" or self.run.budget.ended):
                 return replies[:k]
             self.run.learned.learn_fanout(route)
         first = len(replies)
@@ -441,19 +468,19 @@ class LLM:
         view: Callable[[], StreamView] | None = None,
         index: int = 0,
     ) -> list[Reply]:
-        """One POST, with one more try when the model refuses a field that can go."""
+        """One POST, and another whenever the model refuses a field that can go."""
         body = {"model": route.model, "messages": [m.raw for m in messages], **fields}
         if view:
             body["stream_options"] = {"include_usage": True}
-        sent = self.run.learned.adapt(route, body)
-        try:
-            return await self._post(stage, sent, route, tag, view, index)
-        except UpstreamError as error:
-            refused = error.upstream_status == 400
-            if not refused or not self.run.learned.learn_refusal(route, sent, error_text(error)):
-                raise
-        sent = self.run.learned.adapt(route, body)
-        return await self._post(stage, sent, route, tag, view, index)
+        while True:
+            # It ends: what has been learned is not sent again.
+            sent = self.run.learned.adapt(route, body)
+            try:
+                return await self._post(stage, sent, route, tag, view, index)
+            except UpstreamError as error:
+                refused = error.upstream_status == 400
+                if not refused or not self.run.learned.learn_refusal(route, sent, error_text(error)):
+                    raise
 
     async def _post(
         self,
@@ -466,19 +493,23 @@ class LLM:
     ) -> list[Reply]:
         # A call that the budget refuses was never made: it has no record.
         record: CallRecord | None = None
+        assembler = Assembler(self.run.sink, self.choice + index, view) if view else None
         try:
-            async with self.run.slots, self.run.budget.call():
-                record = self._begin(stage, body, route.upstream.name, tag)
-                call = Call(body, self.run.id, self.run.bearer)
-                if view is None:
-                    completion = parse_completion(await route.upstream.complete(call))
-                    replies, usage = completion.replies(), completion.usage
-                    fingerprint = completion.system_fingerprint
-                else:
-                    assembler = Assembler(self.run.sink, self.choice + index, view)
-                    replies, usage, fingerprint = await self._stream(call, route, assembler)
+            async with self.run.slots:
+                with self.run.budget.call():
+                    record = self._begin(stage, body, route.upstream.name, tag)
+                    replies, usage, fingerprint = await self._sent(body, route, assembler)
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
+        except BudgetExceeded as error:
+            # What its client has seen of an answer is the answer, cut where the budget ended.
+            replies, fingerprint = assembler.cut() if assembler else [], None
+            if record is None or assembler is None or not any(r.usable for r in replies):
+                raise
+            record.error = error.message
+            shown = "".join(r.reasoning for r in replies)
+            self._spend(record, tuple(replies), read_usage(assembler.usage, route.price, shown))
+            self.best = assembler.partial or self.best
         except BaseException as error:
             if record is not None:
                 record.error = str(error) or type(error).__name__
@@ -490,23 +521,24 @@ class LLM:
         await self._progress(f"{stage}: {_brief([r.visible or r.finish_reason for r in replies])}")
         return replies
 
-    async def _stream(
-        self, call: Call, route: Route, assembler: Assembler
+    async def _sent(
+        self, body: Mapping[str, Any], route: Route, assembler: Assembler | None
     ) -> tuple[list[Reply], dict[str, Any] | None, str | None]:
+        call = Call(body, self.run.id, self.run.bearer)
+        if assembler is not None:
+            await self._stream(call, route, assembler)
+            return assembler.replies(), assembler.usage, assembler.system_fingerprint
+        completion = parse_completion(await route.upstream.complete(call))
+        return completion.replies(), completion.usage, completion.system_fingerprint
+
+    async def _stream(self, call: Call, route: Route, assembler: Assembler) -> None:
         try:
-            async for payload in route.upstream.stream(call):
-                await assembler.feed(payload)
+            async with aclosing(route.upstream.stream(call)) as payloads:
+                async for payload in payloads:
+                    await assembler.feed(payload)
             await assembler.close()
-        except BudgetExceeded:
-            raise
-        except asyncio.CancelledError:
-            # The budget's own cancellation: what the client has seen already is the answer so far.
-            if assembler.partial and self.run.budget.ended:
-                self.keep(assembler.partial)
-            raise
         finally:
             self.shown = self.shown or assembler.partial is not None
-        return assembler.replies(), assembler.usage, assembler.system_fingerprint
 
     def _begin(self, stage: str, body: Mapping[str, Any], upstream: str, tag: str | None) -> CallRecord:
         record = CallRecord(
@@ -565,7 +597,8 @@ def _concerns_n(error: UpstreamError) -> bool:
     if isinstance(inner, Mapping) and inner.get("param") == "n":
         return True
     words = error_text(error).replace("'", " ").replace('"', " ").replace("`", " ").lower()
-    return any(token.strip(".,:;()[]=") == "n" for token in words.split()) or "only one" in words
+    named = any(token.strip(".,:;()[]=") == "n" for token in words.split())
+    return named or _ONE_CHOICE.search(words) is not None
 
 
 def _shifted(body: Mapping[str, Any], offset: int) -> Mapping[str, Any]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optillm.approaches.search.plansearch import branches, grow, subsets
-from optillm.core.llm import LLM
 from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen, refusal
 from tests.serving import Answer, serving
 
@@ -53,7 +49,7 @@ def planner(implement: Said | None = None, **said: Said) -> ScriptedUpstream:
 
 
 async def ask(up: ScriptedUpstream, model: str = "plansearch-test-model", **fields: Any) -> Answer:
-    settings = {k: fields.pop(k) for k in ("n_mode", "params") if k in fields}
+    settings = {k: fields.pop(k) for k in ("n_mode", "params", "sandbox") if k in fields}
     async with up, serving(up, n=fields.pop("server_n", 1), **settings) as proxy:
         return await proxy.ask(model, fields.pop("question", QUESTION), **fields)
 
@@ -429,22 +425,6 @@ async def test_two_at_once_each_with_its_own_n() -> None:
 # -- selection by the question's own tests -----------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ran:
-    stdout: str
-
-
-class Process:
-    """Stands in for the sandbox until it is there: an ordinary process, for our own candidates."""
-
-    async def run(self, code: str, *, timeout: float, memory_mb: int) -> Ran:
-        command = [sys.executable, "-I", "-c", code]
-        ran = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=timeout, check=False
-        )
-        return Ran(ran.stdout)
-
-
 TESTED = f"{QUESTION}\nassert add(1, 2) == 3\nassert add(-1, 1) == 0\n>>> add(2, 2)\n4\n"
 
 
@@ -467,8 +447,7 @@ FOUR: dict[str, Any] = {**TREE, "plansearch_leaves": 4, "plansearch_derived": 0}
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("n", [1, 2])
-async def test_tests_in_the_question_decide(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LLM, "sandbox", Process(), raising=False)
+async def test_tests_in_the_question_decide(n: int) -> None:
     up = coders("a - b", "a * b", "a + b", "abs(a + b) + (a > 1)")
     answer = await ask(up, question=TESTED, n=n, **FOUR)
     assert ["return a + b" in t for t in answer.texts] == [True, False][:n]
@@ -477,12 +456,19 @@ async def test_tests_in_the_question_decide(n: int, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.anyio
-async def test_a_model_selects_where_no_test_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LLM, "sandbox", Process(), raising=False)
+async def test_a_model_selects_where_no_test_is_passed() -> None:
     up = coders("1 / 0", "1 / 0 + 1", "1 / 0 + 2", "None")
     answer = await ask(up, question=TESTED, **FOUR)
     assert len(up.of("pick")) == 1
     assert "1 / 0\n" in answer.text
+
+
+@pytest.mark.anyio
+async def test_a_model_selects_where_there_is_no_sandbox() -> None:
+    up = coders("a - b", "a * b", "a + b", "a")
+    answer = await ask(up, question=TESTED, sandbox="off", **FOUR)
+    assert len(up.of("pick")) == 1
+    assert f"\n{answer.text}\n</candidate-1-" in up.of("pick")[0].last
 
 
 # -- the pure tree -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 async def called(budget: Budget) -> bool:
     try:
-        async with budget.call():
+        with budget.call():
             return True
     except BudgetExceeded:
         return False
