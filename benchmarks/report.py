@@ -80,7 +80,8 @@ def text(figures: Mapping[str, Any]) -> str:
         f"bare echo proxy {passing['rps']['echo']:,.0f}. OptiLLM reached {passing['of_direct']:.0%} of "
         f"direct calls, the echo proxy {passing['echo_of_direct']:.0%}. A request cost the server "
         f"{passing['cpu_us']['optillm']:.0f} µs of CPU time, the echo proxy "
-        f"{passing['cpu_us']['echo']:.0f} µs; the echo proxy added {passing['echo_added_p50_ms']:.2f} ms at one client and took "
+        f"{passing['cpu_us']['echo']:.0f} µs; the echo proxy added {passing['echo_added_p50_ms']:.2f} ms at "
+        "one client and took "
         f"{figures['memory']['echo']['per_request_kb']:.0f} kB per request in flight.",
         "",
         "![Pass-through, and every technique against its chain of calls](performance.svg)",

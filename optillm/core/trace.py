@@ -89,7 +89,7 @@ class Trace:
     @property
     def depth(self) -> int:
         """Upstream calls on the longest chain of calls that each waited for the one before."""
-        return max((r.depth for r in self.records if isinstance(r, CallRecord)), default=0)
+        return max([r.depth for r in self.records if isinstance(r, CallRecord)], default=0)
 
     @property
     def seconds(self) -> float:

@@ -35,7 +35,8 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
             out["cut_short"] = outcome.cut_short
         if outcome.failed:
             out["failed"] = dict(outcome.failed)
-        out.update(thaw(outcome.note))
+        if outcome.note:
+            out.update(thaw(outcome.note))
     return out
 
 
