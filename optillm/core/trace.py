@@ -7,7 +7,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from optillm.core.frozen import thaw
 from optillm.core.reply import Reply
 from optillm.core.usage import Usage
 
@@ -34,10 +33,9 @@ class CallRecord:
     error: str | None = None
 
     def to_dict(self, since: float) -> dict[str, Any]:
-        """JSON of the call; times in seconds since the start of the run."""
-        request = thaw(self.request)
+        """The call as a JSON value; times in seconds since the start of the run."""
         replies = [
-            {"message": thaw(r.message), "finish_reason": r.finish_reason, "logprobs": thaw(r.logprobs)}
+            {"message": r.message, "finish_reason": r.finish_reason, "logprobs": r.logprobs}
             for r in self.replies
         ]
         return {
@@ -46,11 +44,11 @@ class CallRecord:
             "unit": self.unit,
             "tag": self.tag,
             "upstream": self.upstream,
-            "model": request.get("model"),
+            "model": self.request.get("model"),
             "depth": self.depth,
             "started": round(self.started - since, 6),
             "ended": None if self.ended is None else round(self.ended - since, 6),
-            "request": request,
+            "request": self.request,
             "replies": replies,
             "usage": self.usage.to_dict(),
             "error": self.error,
@@ -67,9 +65,9 @@ class NoteRecord:
     data: Mapping[str, Any]
 
     def to_dict(self, since: float) -> dict[str, Any]:
-        """JSON of the note."""
+        """The note as a JSON value."""
         at = round(self.at - since, 6)
-        return {"kind": "note", "name": self.name, "unit": self.unit, "at": at, "data": thaw(self.data)}
+        return {"kind": "note", "name": self.name, "unit": self.unit, "at": at, "data": self.data}
 
 
 class Trace:
@@ -101,5 +99,5 @@ class Trace:
         self.records.append(NoteRecord(name, unit, self.clock(), data))
 
     def to_list(self) -> list[dict[str, Any]]:
-        """JSON of all records."""
+        """All records as JSON values."""
         return [r.to_dict(self.started) for r in self.records]
