@@ -108,7 +108,7 @@ class Chat:
             if stream is not None:
                 stream.stop()
             self.active.discard(run)
-            self._keep(prepared, run, outcome, problem, created, raw, len(body))
+            self._keep(prepared, run, outcome, problem, created, raw)
 
     async def _run(
         self, prepared: Prepared, run: Run, stream: EventStream | None, receive: Receive
@@ -161,11 +161,8 @@ class Chat:
         problem: str | None,
         created: float,
         raw: Mapping[str, Any],
-        size: int,
     ) -> None:
-        # Every call's prompt repeats about the request; replies are counted by their tokens.
-        held = size * (1 + len(run.trace.records)) + 8 * run.budget.usage.completion
-        self.runs.put(run.tenant, run.id, lambda: record(prepared, run, outcome, problem, created), held)
+        self.runs.put(run.tenant, run.id, record(prepared, run, outcome, problem, created))
         if self.conversations is not None:
             self.conversations.put(
                 Entry(

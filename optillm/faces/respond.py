@@ -35,7 +35,8 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
     if outcome is not None:
         if outcome.failed:
             out["failed"] = dict(outcome.failed)
-        out.update(thaw(outcome.note))
+        if outcome.note:
+            out.update(thaw(outcome.note))
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -201,7 +201,7 @@ class Service:
 
 def new_run_id() -> str:
     """A fresh id of a run and its response."""
-    return f"chatcmpl-{secrets.token_hex(16)}"
+    return f"chatcmpl-{os.urandom(16).hex()}"
 
 
 def _sigma(n_mode: str) -> Callable[[int], int]:
