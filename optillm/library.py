@@ -145,6 +145,7 @@ class _Exact:
 
     def __init__(self, router: Router) -> None:
         self.resolve = router.resolve
+        self.learn = router.learn
 
     async def lists(self, model: str) -> bool:
         return True

@@ -104,9 +104,10 @@ async def serving(
             app,
             log_level="warning",
             interface="asgi3",
-            access_log=False,
             timeout_graceful_shutdown=2,
-            timeout_keep_alive=75,
+            # On a busy machine a connection waits long for its next request; it must still be there then.
+            timeout_keep_alive=300,
+            access_log=False,
         )
         server = Server(config, app.settings.shutdown_timeout)
         task = asyncio.create_task(server.serve([listening]))

@@ -236,6 +236,14 @@ def group_by_similarity(texts: Sequence[str], threshold: float) -> list[list[int
     return clusters
 
 
+def tagged(text: str, name: str) -> str | None:
+    """What stands in the last ``<name>`` block of a reply, or None; one that is not closed has no end."""
+    text = strip_think(text)
+    opening, closing = f"<{name}>", f"</{name}>"
+    start = text.rfind(opening)
+    return None if start < 0 else text[start + len(opening) :].partition(closing)[0].strip()
+
+
 @dataclass(frozen=True)
 class Fence:
     """A fenced block: its info string and its text."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -15,7 +14,9 @@ from optillm.core.registry import Registry, Sigma
 from optillm.core.reply import Answer, Reply
 from optillm.core.run import Run
 from optillm.core.task import Options, Task
-from optillm.protocol.errors import BudgetExceeded, InvalidRequest, OptiError, UpstreamEmpty
+from optillm.core.tools import Tools
+from optillm.core.trace import DEPTH
+from optillm.protocol.errors import BudgetExceeded, InvalidRequest, NotConfigured, OptiError, UpstreamEmpty
 
 _LONGEST_QUESTION = 1 << 24
 """Characters."""
@@ -75,8 +76,15 @@ class Job:
     def params_of(self, unit: Unit) -> Any:
         """The frozen Params of one unit."""
         approach = self.registry[unit.slug]
+        if not approach.params:
+            return approach.params_class()
         values = {**self.params.get(unit.slug, {}), **dict(unit.args)}
         return build(approach.params_class, approach.params, values)
+
+    def handles_n(self, unit: Unit) -> bool:
+        """Whether one run of the unit returns all of the client's choices."""
+        handles = self.registry[unit.slug].handles_n
+        return handles(self.params_of(unit)) if callable(handles) else handles
 
     def described(self) -> dict[str, Any]:
         """Every parameter in force, by approach, for the response.
@@ -108,7 +116,7 @@ class Job:
             item, params = self.registry[plan.slug], self.params_of(plan)
             if item.worst is None:
                 raise _Unknown
-            if item.handles_n:
+            if self.handles_n(plan):
                 return item.worst(params, lambda k: sigma(k * n))
             return n * item.worst(params, sigma)
         if isinstance(plan, Par):
@@ -147,6 +155,19 @@ def check_worst(job: Job, n: int, sigma: Sigma, limit: int) -> None:
         )
 
 
+def check_tools(job: Job, tools: Tools) -> None:
+    """Refuse, before the first call, a request that needs what this server does not have.
+
+    Raises:
+        NotConfigured: it does; says what to set.
+    """
+    settings = {"sandbox": "a sandbox (--sandbox)", "reward": "a reward model (--reward-url)"}
+    for unit in units(job.plan):
+        for name in sorted(job.params_of(unit).needs):
+            if getattr(tools, name) is None:
+                raise NotConfigured(f"'{unit}' needs {settings[name]}, and this server has none")
+
+
 async def execute(job: Job, task: Task, run: Run) -> Outcome:
     """Run the plan on the task.
 
@@ -154,16 +175,21 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
         OptiError: no branch had an answer.
     """
     execution = _Execution(job, run)
+    # A caller's task may have run something else before: its depth is not ours, nor ours its.
+    before = DEPTH.set(0)
+    run.budget.start()
     try:
         branches = await execution.plan(job.plan, task, task.options.n, _Place())
     finally:
+        run.budget.close()
+        DEPTH.reset(before)
         run.trace.ended = run.trace.clock()
     good = execution.answered(branches)
     if not good:
         raise _first_error(branches)
     return Outcome(
         tuple(Choices(b.name, b.replies) for b in good),
-        run.budget.ended,
+        run.budget.cut_short,
         MappingProxyType(execution.failed),
         {key: value for b in good for key, value in b.note.items()},
         good[0].answer.raw if good[0].answer and isinstance(job.plan, Unit) else None,
@@ -230,7 +256,7 @@ class _Execution:
                 runs.append(self.plan(branch, task, n, place))
                 place = place.after(branch, n)
             return await self._side_by_side(runs)
-        if n > 1 and not (isinstance(plan, Unit) and self.job.registry[plan.slug].handles_n):
+        if n > 1 and not (isinstance(plan, Unit) and self.job.handles_n(plan)):
             return await self._side_by_side(self.plan(plan, task, 1, place.after(plan, i)) for i in range(n))
         if isinstance(plan, Unit):
             return [await self._unit(plan, task, n, place)]
@@ -313,7 +339,7 @@ class _Execution:
 
     def _asked(self, unit: Unit, task: Task, n: int, place: _Place) -> tuple[Task, LLM]:
         """The task as a unit gets it, and its model."""
-        asked = replace(task, options=replace(task.options, n=n))
+        asked = task if n == task.options.n else replace(task, options=replace(task.options, n=n))
         llm = LLM(
             self.run,
             asked.options,
@@ -327,7 +353,8 @@ class _Execution:
     async def _ended(self, plan: Plan, work: Awaitable[Answer], llm: LLM, place: _Place) -> _Branch:
         """What came of an approach's work; at the end of a budget its best so far."""
         try:
-            answer = await self._until_the_end(work)
+            with self.run.budget.work():
+                answer = await work
             if not answer.replies:
                 raise UpstreamEmpty(f"'{plan}' found no usable answer")
             return _Branch(plan, place, answer)
@@ -335,18 +362,6 @@ class _Execution:
             return _Branch(plan, place, Answer((llm.best,)) if llm.best else None, error)
         except OptiError as error:
             return _Branch(plan, place, error=error)
-
-    async def _until_the_end(self, work: Awaitable[Answer]) -> Answer:
-        """The budget ends calls; work that goes on without any is ended a moment later."""
-        budget = self.run.budget
-        end = None if budget.end is None else budget.end + 0.25
-        try:
-            async with asyncio.timeout_at(end) as backstop:
-                return await work
-        except TimeoutError:
-            if not backstop.expired():
-                raise
-            raise BudgetExceeded(budget.ended or budget.end_name) from None
 
     def _improving(self, task: Task, earlier: list[_Branch]) -> Task:
         replies = tuple(reply for b in earlier for reply in b.replies)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any
 
 import msgspec
+
+# Most of what there is; told apart by exact type, which is much quicker than asking for an interface.
+_SCALARS = frozenset({str, int, float, bool, NoneType})
 
 
 def empty() -> Mapping[str, Any]:
@@ -16,15 +19,20 @@ def empty() -> Mapping[str, Any]:
 
 def freeze(value: Any) -> Any:
     """A read-only copy of a JSON value: objects become mapping proxies, arrays tuples."""
-    if isinstance(value, Mapping):
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind is dict or isinstance(value, Mapping):
         return MappingProxyType({key: freeze(item) for key, item in value.items()})
     if isinstance(value, list | tuple):
-        return tuple(freeze(item) for item in value)
+        return tuple([freeze(item) for item in value])
     return value
 
 
 def thaw(value: Any) -> Any:
     """A private, plain (dict and list) copy of a JSON value, frozen or not."""
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

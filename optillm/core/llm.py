@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +21,7 @@ from optillm.core.upstream import Call
 from optillm.core.usage import Usage, read_usage
 from optillm.protocol.errors import (
     BudgetExceeded,
+    NotConfigured,
     OptiError,
     SandboxUnavailable,
     UpstreamEmpty,
@@ -25,6 +30,7 @@ from optillm.protocol.errors import (
 )
 
 T = TypeVar("T")
+_ONE_CHOICE = re.compile(r"(?:only|more than) one (?:\w+ )?(?:choice|completion|candidate|response|sample)")
 Cap = Literal["helper", "intermediate"]
 
 
@@ -56,15 +62,20 @@ class LLM:
         self.choice = choice
         self.pipeline = pipeline
         self.live = live and run.sink is not None
-        self.rng = run.rng(f"{unit}/{pipeline}")
         self.best: Reply | None = None
         """The answer if the run had to end now."""
         self.shown = False
         """Whether the client has seen part of an answer."""
         self.spent = Usage()
         """What the calls made through this object cost."""
+        self._draft = False
 
-    @property
+    @cached_property
+    def rng(self) -> random.Random:
+        """The technique's random numbers."""
+        return self.run.rng(f"{self.unit}/{self.pipeline}")
+
+    @cached_property
     def nonce(self) -> str:
         """The run's own random mark around text that is data, not instructions."""
         return f"{self.run.rng('nonce').getrandbits(48):012x}"
@@ -95,12 +106,7 @@ class LLM:
         Raises:
             OptiError: the upstream failed, or the budget ended.
         """
-        limit = self.run.caps.helper_max_tokens
-        if cap == "intermediate":
-            limit = self.run.caps.intermediate_max_tokens
-        body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
-        if temperature is not None:
-            body["temperature"] = temperature
+        body = self._helper_body(cap, temperature)
         replies = await self._complete(stage, messages, body, self.run.resolve(model or self.run.model), tag)
         if not replies:
             raise UpstreamEmpty(f"the upstream returned no choice ({stage})")
@@ -113,6 +119,57 @@ class LLM:
             UpstreamError: the upstream refused the call for good (a 4xx but 408 and 429).
         """
         return await self.attempt(self.ask(stage, messages, **options))
+
+    async def asks(
+        self,
+        stage: str,
+        messages: Messages,
+        k: int,
+        *,
+        cap: Cap = "helper",
+        model: str | None = None,
+        temperature: float | None = None,
+        tag: str | None = None,
+    ) -> list[Reply]:
+        """K independent samples of one helper prompt, in index order; see :meth:`sample`.
+
+        None of them is ever taken for the run's answer. Of the client's options they carry the seed
+        alone.
+
+        Raises:
+            OptiError: no sample could be had.
+        """
+        body = self._helper_body(cap, temperature)
+        if self._seed is not None:
+            body["seed"] = self._seed
+        route = self.run.resolve(model or self.run.model)
+        return await self._samples(stage, messages, k, body, route, 0, tag, None)
+
+    async def reward(self, stage: str, messages: Messages, *, tag: str | None = None) -> float:
+        """What the server's reward model gives the end of a conversation, on its own scale.
+
+        Raises:
+            NotConfigured: the server has none.
+            OptiError: it failed, or the budget ended.
+        """
+        model = self.run.tools.reward
+        if model is None:
+            raise NotConfigured("this server has no reward model (--reward-url)")
+        said = [m.raw for m in messages]
+        record: CallRecord | None = None
+        try:
+            async with self.run.slots:
+                with self.run.budget.call():
+                    record = self._begin(stage, {"messages": said}, model.name, tag)
+                    record.score = await model.score(said)
+                    return record.score
+        except BaseException as error:
+            if record is not None:
+                record.error = str(error) or type(error).__name__
+            raise
+        finally:
+            if record is not None:
+                self._end(record)
 
     async def attempt(self, call: Awaitable[T]) -> T | None:
         """The result, or None if the upstream failed or the budget ended; refusals are raised."""
@@ -213,9 +270,39 @@ class LLM:
         DEPTH.set(max(depths, default=start))
         return [task.result() for task in tasks]
 
-    def keep(self, reply: Reply) -> None:
-        """Say which reply is the answer if the run must end now."""
-        self.best = reply
+    async def survivors(self, *calls: Awaitable[T]) -> list[T | None]:
+        """Run calls concurrently; results in index order, None for those that failed.
+
+        Raises:
+            OptiError: an upstream's refusal, or, when all failed, the first one's error.
+        """
+
+        async def one(call: Awaitable[T]) -> T | OptiError:
+            try:
+                return await call
+            except OptiError as error:
+                if not degradable(error):
+                    raise
+                return error
+
+        results = await self.gather(*(one(call) for call in calls))
+        if results and all(isinstance(r, OptiError) for r in results):
+            raise next(r for r in results if isinstance(r, OptiError))
+        return [None if isinstance(r, OptiError) else r for r in results]
+
+    def reserving(self, calls: int = 1) -> AbstractContextManager[None]:
+        """Hold back the budget's last calls for the answer: inside, helper calls that need one fail."""
+        return self.run.budget.reserving(calls)
+
+    def keep(self, reply: Reply, *, draft: bool = False) -> None:
+        """Say which reply is the answer if the run must end now.
+
+        A draft, such as a plan, is better than nothing: it never takes an answer's place, and the first
+        usable answer takes its.
+        """
+        if draft and self.best is not None and not self._draft:
+            return
+        self.best, self._draft = reply, draft
 
     async def note(self, name: str, **data: Any) -> None:
         """Record scores, votes, a tree or a choice in the trace."""
@@ -234,16 +321,24 @@ class LLM:
             body["n"] = self.options.n
         call = Call(body, self.run.id, self.run.bearer)
         record: CallRecord | None = None
+        assembler = Assembler(None, 0, StreamView)
         try:
-            async with self.run.budget.call():
-                record = self._begin("none", body, route, None)
+            with self.run.budget.call():
+                record = self._begin("none", body, route.upstream.name, None)
                 if self.live and self.run.sink is not None:
-                    return await self._forward_stream(call, route, record, self.run.sink)
+                    return await self._forward_stream(call, route, record, self.run.sink, assembler)
                 raw = await route.upstream.complete(call)
             completion = parse_completion(raw)
             replies = tuple(completion.replies())
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, replies, read_usage(completion.usage, route.price, shown))
+        except BudgetExceeded as error:
+            if record is not None:
+                record.error = error.message
+            if self.run.sink is None or not assembler.begun:
+                raise
+            await self._close_forwarded(self.run.sink, assembler)
+            return Answer(tuple(assembler.cut()), raw=b"")
         except BaseException as error:
             if record is not None:
                 record.error = str(error) or type(error).__name__
@@ -253,21 +348,38 @@ class LLM:
                 self._end(record)
         return Answer(replies, raw=raw)
 
-    async def _forward_stream(self, call: Call, route: Route, record: CallRecord, sink: Sink) -> Answer:
-        assembler = Assembler(None, 0, StreamView)
+    async def _forward_stream(
+        self, call: Call, route: Route, record: CallRecord, sink: Sink, assembler: Assembler
+    ) -> Answer:
         try:
-            async for payload in route.upstream.stream(call):
-                before = assembler.finished
-                await assembler.feed(payload)
-                # Usage may follow the event that ends the last choice.
-                await sink.raw(payload, before < self.options.n <= assembler.finished)
+            async with aclosing(route.upstream.stream(call)) as payloads:
+                async for payload in payloads:
+                    before = assembler.finished
+                    await assembler.feed(payload)
+                    # Usage may follow the event that ends the last choice.
+                    await sink.raw(payload, before < self.options.n <= assembler.finished)
         finally:
             replies = tuple(assembler.replies())
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, replies, read_usage(assembler.usage, route.price, shown))
         return Answer(replies, raw=b"")
 
+    async def _close_forwarded(self, sink: Sink, assembler: Assembler) -> None:
+        """End a stream that the budget has cut, as the upstream would have at a token limit."""
+        if assembler.finished < self.options.n:
+            await sink.raw(assembler.closing(), True)
+        if (self.options.fields.get("stream_options") or {}).get("include_usage"):
+            await sink.raw(assembler.closing(self.run.budget.usage.to_dict()), False)
+
     # -- how a call is made ------------------------------------------------------------------
+
+    def _helper_body(self, cap: Cap, temperature: float | None) -> dict[str, Any]:
+        caps = self.run.caps
+        limit = caps.intermediate_max_tokens if cap == "intermediate" else caps.helper_max_tokens
+        body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
+        if temperature is not None:
+            body["temperature"] = temperature
+        return body
 
     def _answer_body(self, temperature: float | None, *, override: bool) -> dict[str, Any]:
         fields = {k: v for k, v in self.options.fields.items() if k not in LIMIT_FIELDS}
@@ -278,10 +390,15 @@ class LLM:
             fields["max_tokens"] = self.run.caps.default_max_tokens
         if temperature is not None and (override or self.options.temperature is None):
             fields["temperature"] = temperature
-        if self.options.seed is not None and self.pipeline:
-            # Pipelines of one request must not draw the same samples.
-            fields["seed"] = self.options.seed + 1000 * self.pipeline
+        if self._seed is not None:
+            fields["seed"] = self._seed
         return fields
+
+    @property
+    def _seed(self) -> int | None:
+        """The client's seed; pipelines of one request must not draw the same samples."""
+        seed = self.options.seed
+        return None if seed is None else seed + 1000 * self.pipeline
 
     async def _samples(
         self,
@@ -295,14 +412,15 @@ class LLM:
         view: Callable[[], StreamView] | None,
     ) -> list[Reply]:
         replies: list[Reply] = []
-        if k > 1 and self.run.learned.n_mode(route) != "fanout":
+        mode = "fanout" if k == 1 else self.run.learned.n_mode(route)
+        if mode != "fanout":
             try:
                 native = {**_shifted(body, offset), "n": k}
                 replies = await self._complete(stage, messages, native, route, tag, view)
             except UpstreamError as error:
-                if error.upstream_status not in (400, 422) or not _concerns_n(error):
+                if mode == "native" or error.upstream_status not in (400, 422) or not _concerns_n(error):
                     raise
-            if len(replies) >= k:
+            if replies and (len(replies) >= k or mode == "native" or self.run.budget.ended):
                 return replies[:k]
             self.run.learned.learn_fanout(route)
         first = len(replies)
@@ -337,19 +455,19 @@ class LLM:
         view: Callable[[], StreamView] | None = None,
         index: int = 0,
     ) -> list[Reply]:
-        """One POST, with one more try when the model refuses a field that can go."""
+        """One POST, and another whenever the model refuses a field that can go."""
         body = {"model": route.model, "messages": [m.raw for m in messages], **fields}
         if view:
             body["stream_options"] = {"include_usage": True}
-        sent = self.run.learned.adapt(route, body)
-        try:
-            return await self._post(stage, sent, route, tag, view, index)
-        except UpstreamError as error:
-            refused = error.upstream_status == 400
-            if not refused or not self.run.learned.learn_refusal(route, sent, error_text(error)):
-                raise
-        sent = self.run.learned.adapt(route, body)
-        return await self._post(stage, sent, route, tag, view, index)
+        while True:
+            # It ends: what has been learned is not sent again.
+            sent = self.run.learned.adapt(route, body)
+            try:
+                return await self._post(stage, sent, route, tag, view, index)
+            except UpstreamError as error:
+                refused = error.upstream_status == 400
+                if not refused or not self.run.learned.learn_refusal(route, sent, error_text(error)):
+                    raise
 
     async def _post(
         self,
@@ -362,19 +480,23 @@ class LLM:
     ) -> list[Reply]:
         # A call that the budget refuses was never made: it has no record.
         record: CallRecord | None = None
+        assembler = Assembler(self.run.sink, self.choice + index, view) if view else None
         try:
-            async with self.run.slots, self.run.budget.call():
-                record = self._begin(stage, body, route, tag)
-                call = Call(body, self.run.id, self.run.bearer)
-                if view is None:
-                    completion = parse_completion(await route.upstream.complete(call))
-                    replies, usage = completion.replies(), completion.usage
-                    fingerprint = completion.system_fingerprint
-                else:
-                    assembler = Assembler(self.run.sink, self.choice + index, view)
-                    replies, usage, fingerprint = await self._stream(call, route, assembler)
+            async with self.run.slots:
+                with self.run.budget.call():
+                    record = self._begin(stage, body, route.upstream.name, tag)
+                    replies, usage, fingerprint = await self._sent(body, route, assembler)
             shown = "".join(r.reasoning for r in replies)
             self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
+        except BudgetExceeded as error:
+            # What its client has seen of an answer is the answer, cut where the budget ended.
+            replies, fingerprint = assembler.cut() if assembler else [], None
+            if record is None or assembler is None or not any(r.usable for r in replies):
+                raise
+            record.error = error.message
+            shown = "".join(r.reasoning for r in replies)
+            self._spend(record, tuple(replies), read_usage(assembler.usage, route.price, shown))
+            self.best = assembler.partial or self.best
         except BaseException as error:
             if record is not None:
                 record.error = str(error) or type(error).__name__
@@ -386,29 +508,30 @@ class LLM:
         await self._progress(f"{stage}: {_brief([r.visible or r.finish_reason for r in replies])}")
         return replies
 
-    async def _stream(
-        self, call: Call, route: Route, assembler: Assembler
+    async def _sent(
+        self, body: Mapping[str, Any], route: Route, assembler: Assembler | None
     ) -> tuple[list[Reply], dict[str, Any] | None, str | None]:
+        call = Call(body, self.run.id, self.run.bearer)
+        if assembler is not None:
+            await self._stream(call, route, assembler)
+            return assembler.replies(), assembler.usage, assembler.system_fingerprint
+        completion = parse_completion(await route.upstream.complete(call))
+        return completion.replies(), completion.usage, completion.system_fingerprint
+
+    async def _stream(self, call: Call, route: Route, assembler: Assembler) -> None:
         try:
-            async for payload in route.upstream.stream(call):
-                await assembler.feed(payload)
+            async with aclosing(route.upstream.stream(call)) as payloads:
+                async for payload in payloads:
+                    await assembler.feed(payload)
             await assembler.close()
-        except BudgetExceeded:
-            raise
-        except asyncio.CancelledError:
-            # The budget's own cancellation: what the client has seen already is the answer so far.
-            if assembler.partial and self.run.budget.ended:
-                self.keep(assembler.partial)
-            raise
         finally:
             self.shown = self.shown or assembler.partial is not None
-        return assembler.replies(), assembler.usage, assembler.system_fingerprint
 
-    def _begin(self, stage: str, body: Mapping[str, Any], route: Route, tag: str | None) -> CallRecord:
+    def _begin(self, stage: str, body: Mapping[str, Any], upstream: str, tag: str | None) -> CallRecord:
         record = CallRecord(
             stage,
             self.unit,
-            route.upstream.name,
+            upstream,
             MappingProxyType(dict(body)),
             self.run.trace.clock(),
             DEPTH.get() + 1,
@@ -436,9 +559,9 @@ class LLM:
             await self.run.sink.progress(line)
 
     def _offer(self, reply: Reply) -> None:
-        better = self.best is None or (self.best.truncated and not reply.truncated)
+        better = self.best is None or self._draft or (self.best.truncated and not reply.truncated)
         if reply.usable and better:
-            self.best = reply
+            self.keep(reply)
 
 
 def degradable(error: OptiError) -> bool:
@@ -461,7 +584,8 @@ def _concerns_n(error: UpstreamError) -> bool:
     if isinstance(inner, Mapping) and inner.get("param") == "n":
         return True
     words = error_text(error).replace("'", " ").replace('"', " ").replace("`", " ").lower()
-    return any(token.strip(".,:;()[]=") == "n" for token in words.split()) or "only one" in words
+    named = any(token.strip(".,:;()[]=") == "n" for token in words.split())
+    return named or _ONE_CHOICE.search(words) is not None
 
 
 def _shifted(body: Mapping[str, Any], offset: int) -> Mapping[str, Any]:

@@ -56,9 +56,25 @@ class ApproachParams:
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which of :class:`optillm.core.tools.Tools` it cannot do without, with these values."""
+        return frozenset()
+
     def contradictions(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together: the short name of a parameter, and what is wrong with it."""
         return ()
+
+
+class FullResponseParams(ApproachParams):
+    """For techniques that can show how they came to their answer."""
+
+    return_full_response: bool = field(
+        False,
+        "return how the answer was found along with it",
+        alias="return_full_response",
+        env="OPTILLM_RETURN_FULL_RESPONSE",
+    )
 
 
 @dataclass(frozen=True)

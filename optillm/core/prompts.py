@@ -10,7 +10,13 @@ from optillm.core.task import SYSTEM_ROLES, Message, Messages, Task, system, use
 
 
 def quoted(name: str, text: str, nonce: str) -> str:
-    """A text between marks that its author cannot have guessed."""
+    """A text between marks that its author cannot have guessed.
+
+    A model that was shown the marks of an earlier prompt may repeat them, and so close the quotation: the
+    mark is taken out of the text.
+    """
+    while nonce in text:
+        text = text.replace(nonce, "")
     return f"<{name}-{nonce}>\n{text}\n</{name}-{nonce}>"
 
 

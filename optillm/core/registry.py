@@ -35,7 +35,8 @@ class Approach:
         run: the algorithm.
         params_class: its parameters.
         worst: the most calls that parameters can cost, given σ; None when it cannot be told.
-        handles_n: it returns the client's n choices itself; else it is run n times.
+        handles_n: it returns the client's n choices itself; else it is run n times. May depend on the
+            parameters.
         rewrite: for approaches that change the question: the enriched task to hand on in a chain.
         reduce: for approaches that can make one answer of several candidates: what they do after
             sampling, as ``async (task, llm, params, candidates) -> Answer``.
@@ -53,7 +54,7 @@ class Approach:
     run: Callable[[Task, LLM, Any], Awaitable[Answer]]
     params_class: type[ApproachParams]
     worst: Callable[[Any, Sigma], int] | None = None
-    handles_n: bool = False
+    handles_n: bool | Callable[[Any], bool] = False
     rewrite: Callable[[Task, Any], Task] | None = None
     reduce: Callable[[Task, LLM, Any, Sequence[Reply]], Awaitable[Answer]] | None = None
     worst_reduce: Callable[[Any, int], int] | None = None
@@ -101,7 +102,7 @@ def approach(
     calls: str,
     depth: str,
     worst: Callable[[Any, Sigma], int] | None = None,
-    handles_n: bool = False,
+    handles_n: bool | Callable[[Any], bool] = False,
     rewrite: Callable[[Task, Any], Task] | None = None,
     reduce: Callable[[Task, LLM, P, Sequence[Reply]], Awaitable[Answer]] | None = None,
     worst_reduce: Callable[[Any, int], int] | None = None,

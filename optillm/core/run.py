@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from optillm.core.budget import Budget, Limits
@@ -120,10 +121,15 @@ class Run:
         self.tools = tools or Tools()
         self.trace = Trace(clock or asyncio.get_running_loop().time)
         self.budget = Budget(limits, asyncio.get_running_loop().time())
-        self.seed = random.SystemRandom().getrandbits(63) if seed is None else seed
+        self._seed = seed
         self.slots = asyncio.Semaphore(caps.max_concurrency)
         self.observers: list[Callable[[Any], None]] = []
         self.system_fingerprint: str | None = None
+
+    @cached_property
+    def seed(self) -> int:
+        """Of all its random numbers; drawn when first wanted, if none was given."""
+        return random.SystemRandom().getrandbits(63) if self._seed is None else self._seed
 
     def rng(self, name: str) -> random.Random:
         """Random numbers of a named part of the run: the same seed and name, the same numbers."""

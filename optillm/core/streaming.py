@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,36 @@ def parse_chunk(payload: bytes) -> Chunk:
     return chunk
 
 
+class _End(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Ends(msgspec.Struct):
+    choices: list[_End] = []
+
+
+class StreamEnd:
+    """Tells whether a stream that ended was finished: all choices that began have a finish reason."""
+
+    def __init__(self) -> None:
+        self._begun: set[int] = set()
+        self._ended: set[int] = set()
+
+    def see(self, payload: bytes) -> None:
+        """Take in one event; one that is malformed is left to its reader."""
+        with suppress(msgspec.ValidationError, msgspec.DecodeError):
+            for choice in msgspec.json.decode(payload, type=_Ends).choices:
+                self._begun.add(choice.index)
+                if choice.finish_reason:
+                    self._ended.add(choice.index)
+
+    @property
+    def complete(self) -> bool:
+        """Whether something began, and all of it ended."""
+        return bool(self._begun) and self._begun == self._ended
+
+
 class _Building:
     def __init__(self, view: StreamView) -> None:
         self.view = view
@@ -94,6 +125,7 @@ class Assembler:
         self._first = first_choice
         self._view = view
         self._building: dict[int, _Building] = {}
+        self._last = b"{}"
         self.usage: dict[str, Any] | None = None
         self.system_fingerprint: str | None = None
 
@@ -111,9 +143,15 @@ class Assembler:
         """How many choices have ended."""
         return sum(b.finish_reason is not None for b in self._building.values())
 
+    @property
+    def begun(self) -> bool:
+        """Whether a choice has begun."""
+        return bool(self._building)
+
     async def feed(self, payload: bytes) -> None:
         """Take in one chunk."""
         chunk = parse_chunk(payload)
+        self._last = payload
         self.usage = chunk.usage or self.usage
         self.system_fingerprint = chunk.system_fingerprint or self.system_fingerprint
         for choice in chunk.choices:
@@ -134,6 +172,24 @@ class Assembler:
 
     def _placed(self, index: int, reply: Reply) -> Reply:
         return reply if self._sink is None else replace(reply, choice=self._first + index)
+
+    def cut(self) -> list[Reply]:
+        """The choices as far as they came; those that had not ended, as truncated."""
+        return [
+            self._placed(i, building.reply(cut=building.finish_reason is None))
+            for i, building in sorted(self._building.items())
+        ]
+
+    def closing(self, usage: Mapping[str, Any] | None = None) -> bytes:
+        """An event in the shape of the last: it ends what has not ended, or tells the usage."""
+        event = msgspec.json.decode(self._last)
+        event["choices"] = [
+            {"index": index, "delta": {}, "finish_reason": "length", "logprobs": None}
+            for index, building in sorted(self._building.items())
+            if building.finish_reason is None and usage is None
+        ]
+        event["usage"] = usage
+        return msgspec.json.encode(event)
 
     async def _take(self, choice: _Choice, building: _Building) -> None:
         delta = choice.delta or {}

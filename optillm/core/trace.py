@@ -18,7 +18,7 @@ DEPTH: ContextVar[int] = ContextVar("optillm_depth", default=0)
 
 @dataclass(slots=True)
 class CallRecord:
-    """One upstream call of a run."""
+    """One upstream call of a run; ``score`` is what a reward model gave."""
 
     stage: str
     unit: str
@@ -32,6 +32,7 @@ class CallRecord:
     raw: bytes | None = None
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
+    score: float | None = None
 
     def to_dict(self, since: float) -> dict[str, Any]:
         """JSON of the call; times in seconds since the start of the run."""
@@ -54,6 +55,7 @@ class CallRecord:
             "replies": replies,
             "usage": self.usage.to_dict(),
             "error": self.error,
+            **({} if self.score is None else {"score": self.score}),
         }
 
 
@@ -89,7 +91,7 @@ class Trace:
     @property
     def depth(self) -> int:
         """Upstream calls on the longest chain of calls that each waited for the one before."""
-        return max((r.depth for r in self.records if isinstance(r, CallRecord)), default=0)
+        return max((r.depth for r in self.calls), default=0)
 
     @property
     def seconds(self) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -20,7 +20,7 @@ class Call:
 
     body: Mapping[str, Any]
     run_id: str
-    bearer: str | None = None
+    bearer: str | None = field(default=None, repr=False)
 
 
 class Upstream(Protocol):
@@ -37,11 +37,11 @@ class Upstream(Protocol):
         """
         ...
 
-    def stream(self, call: Call) -> AsyncIterator[bytes]:
+    def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         """Send the call with streaming; yield the JSON payload of each SSE data event as it arrives.
 
         The closing ``[DONE]`` is not yielded. A stream that ends early raises UpstreamError.
-        Closing the iterator closes the connection.
+        Closing the generator closes the connection, and waits for nothing.
         """
         ...
 

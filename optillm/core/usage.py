@@ -61,9 +61,9 @@ class Price:
     input: float
     output: float
 
-    def of(self, usage: Usage) -> float:
+    def of(self, prompt: int, completion: int) -> float:
         """What these tokens cost."""
-        return (usage.prompt * self.input + usage.completion * self.output) / 1e6
+        return (prompt * self.input + completion * self.output) / 1e6
 
 
 def read_usage(body: Mapping[str, Any] | None, price: Price | None, reasoning_text: str) -> Usage:
@@ -83,10 +83,9 @@ def read_usage(body: Mapping[str, Any] | None, price: Price | None, reasoning_te
         reasoning = min(estimate_tokens(reasoning_text), completion or 1 << 60)
     prompt_details = body.get("prompt_tokens_details")
     cached = _count(prompt_details, "cached_tokens") if isinstance(prompt_details, Mapping) else 0
-    usage = Usage(prompt, completion, reasoning, cached)
     cost = body.get("cost")
     if not isinstance(cost, int | float) or not math.isfinite(cost):
-        cost = price.of(usage) if price else None
+        cost = price.of(prompt, completion) if price else None
     return Usage(prompt, completion, reasoning, cached, cost=cost)
 
 

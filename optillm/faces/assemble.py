@@ -28,12 +28,15 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
         OptiError: an upstream cannot be used; says what to install or set.
     """
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(make_session(tls_context(s.ssl_verify, s.ssl_cert_path)))
+        session = await stack.enter_async_context(
+            make_session(tls_context(s.ssl_verify, s.ssl_cert_path), proxied=s.proxied)
+        )
         concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
         options = HTTPOptions(
             connect_timeout=s.connect_timeout,
             read_timeout=s.request_timeout,
-            total_timeout=s.request_timeout,
+            # A run's deadline is the same, and began before its calls.
+            total_timeout=None,
             retries=s.retries,
             concurrency=concurrency,
         )

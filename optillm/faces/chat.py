@@ -10,6 +10,7 @@ from typing import Any
 
 from optillm.core.execute import Outcome
 from optillm.core.run import Run
+from optillm.core.scope import CancelScope
 from optillm.faces.respond import about, completion, final_headers, record
 from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.faces.stream import EventStream
@@ -20,6 +21,9 @@ from optillm.store.runs import RunStore
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+WATCH_AFTER = 0.05
+"""Seconds after which a run's client is watched; part of the 100 ms in which its calls must stop."""
 
 log = logging.getLogger("optillm")
 
@@ -109,25 +113,19 @@ class Chat:
     async def _run(
         self, prepared: Prepared, run: Run, stream: EventStream | None, receive: Receive
     ) -> Outcome | None:
-        """Run it while watching the client; None if the client went away."""
-        work = asyncio.ensure_future(self._answer(prepared, run, stream))
-        left = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-            return await work if work.done() else None
-        finally:
-            left.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait((work,))
-
-    async def _answer(self, prepared: Prepared, run: Run, stream: EventStream | None) -> Outcome:
-        if stream is None:
-            return await self.service.run(prepared, run)
-        stream.run = run
-        stream.watch()
-        outcome = await self.service.run(prepared, run)
-        await stream.finish(outcome)
+        """Run it while watching the client; None if the client went away before there was an answer."""
+        outcome = None
+        with CancelScope() as scope:
+            watcher = _Watcher(receive, scope)
+            try:
+                if stream is not None:
+                    stream.run = run
+                    stream.watch()
+                outcome = await self.service.run(prepared, run)
+                if stream is not None:
+                    await stream.finish(outcome)
+            finally:
+                watcher.stop()
         return outcome
 
     async def _body(self, given: Mapping[bytes, bytes], receive: Receive) -> bytes:
@@ -136,8 +134,9 @@ class Chat:
             raise BodyTooLarge(f"the body is larger than {self.max_body} bytes (--max-body-mb)")
         pieces: list[bytes] = []
         size, more = 0, True
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
+        with CancelScope() as scope:
+            timer = asyncio.get_running_loop().call_later(BODY_SECONDS, scope.cancel)
+            try:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -148,8 +147,10 @@ class Chat:
                         raise BodyTooLarge(f"the body is larger than {self.max_body} bytes (--max-body-mb)")
                     pieces.append(piece)
                     more = message.get("more_body", False)
-        except TimeoutError:
-            raise BodyTimeout("the request was not sent in time") from None
+            finally:
+                timer.cancel()
+        if scope.cancelled:
+            raise BodyTimeout("the request was not sent in time")
         return b"".join(pieces)
 
     def _keep(
@@ -169,7 +170,7 @@ class Chat:
             self.conversations.put(
                 Entry(
                     created,
-                    str(prepared.job.plan),
+                    prepared.approach,
                     prepared.model,
                     raw,
                     run,
@@ -180,9 +181,30 @@ class Chat:
             )
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Watcher:
+    """Cancels a run when its client goes away.
+
+    It begins to look a moment after the start: answers that come at once do not pay for a task.
+    """
+
+    def __init__(self, receive: Receive, scope: CancelScope) -> None:
+        self._receive, self._scope = receive, scope
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start)
+
+    def stop(self) -> None:
+        """Look no longer."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._scope.cancel()
 
 
 async def _send(send: Send, body: bytes, headers: Mapping[str, str]) -> None:

@@ -128,12 +128,7 @@ def openapi(registry: Registry) -> dict[str, Any]:
     types = (ChatRequest, ChatCompletion, ChatCompletionChunk, ModelList, Error)
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     for name, owners in registry.request_names.items():
-        slugs = " and ".join(slug for slug, _ in owners)
-        schema = owners[0][1].schema()
-        schemas["ChatRequest"]["properties"][name] = {
-            **schema,
-            "description": f"{slugs}: {schema['description']}",
-        }
+        schemas["ChatRequest"]["properties"][name] = _shared([(slug, p.schema()) for slug, p in owners])
     slugs_known = "One of " + ", ".join(a.slug for a in registry) + ", or a composition: a&b, a|b."
     schemas["ChatRequest"]["properties"]["optillm_approach"]["description"] = slugs_known
     return {
@@ -146,6 +141,13 @@ def openapi(registry: Registry) -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _shared(owners: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The schema of a parameter that several approaches may have under one name."""
+    help_ = "; ".join(f"{slug}: {schema.pop('description')}" for slug, schema in owners)
+    different = [schema for i, (_, schema) in enumerate(owners) if schema not in [s for _, s in owners[:i]]]
+    return {**(different[0] if len(different) == 1 else {"anyOf": different}), "description": help_}
 
 
 def _paths() -> dict[str, Any]:

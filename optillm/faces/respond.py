@@ -17,7 +17,7 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
     """The ``optillm`` object of a response."""
     out: dict[str, Any] = {
         "run_id": run.id,
-        "approach": str(prepared.job.plan),
+        "approach": prepared.approach,
         "params": prepared.job.described(),
         "model": prepared.model,
         "calls": run.budget.calls,
@@ -30,9 +30,9 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
         out["usage_estimated"] = True
     if prepared.warnings:
         out["warnings"] = list(prepared.warnings)
+    if run.budget.cut_short:
+        out["cut_short"] = run.budget.cut_short
     if outcome is not None:
-        if outcome.cut_short:
-            out["cut_short"] = outcome.cut_short
         if outcome.failed:
             out["failed"] = dict(outcome.failed)
         out.update(thaw(outcome.note))
@@ -41,10 +41,10 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
 
 def headers(prepared: Prepared, run: Run) -> dict[str, str]:
     """Response headers that tell what ran; calls and depth are known only at the end."""
-    out = {"X-Optillm-Approach": str(prepared.job.plan), "X-Optillm-Run": run.id}
+    out = {"X-Optillm-Approach": _header_value(prepared.approach), "X-Optillm-Run": run.id}
     if prepared.warnings:
-        out["X-Optillm-Warning"] = "; ".join(prepared.warnings)
-    return {name: _header_value(value) for name, value in out.items()}
+        out["X-Optillm-Warning"] = _header_value("; ".join(prepared.warnings))
+    return out
 
 
 def final_headers(prepared: Prepared, run: Run) -> dict[str, str]:
@@ -140,4 +140,6 @@ def record(
 
 def _header_value(value: str) -> str:
     """The value as printable ASCII of bearable length: nothing of a client's text can end a header."""
+    if len(value) < 1000 and value.isascii() and value.isprintable():
+        return value
     return "".join(c if " " <= c <= "~" else "?" for c in value[:1000])

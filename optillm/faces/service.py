@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from optillm.core.budget import Limits
-from optillm.core.execute import Job, Outcome, check_worst, execute
+from optillm.core.execute import Job, Outcome, check_tools, check_worst, execute
 from optillm.core.frozen import empty, freeze
-from optillm.core.plan import units
+from optillm.core.plan import NONE, units
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Learned, Route, Run, Sink
 from optillm.core.task import Options, Task
@@ -34,6 +35,10 @@ class Models(Protocol):
 
     def resolve(self, model: str) -> Route:
         """The route of a model."""
+        ...
+
+    async def learn(self, model: str) -> None:
+        """See to it that the model's route can be found."""
         ...
 
     async def lists(self, model: str) -> bool:
@@ -65,10 +70,10 @@ class Prepared:
     progress: str
     warnings: tuple[str, ...]
 
-    @property
-    def passes_through(self) -> bool:
-        """Whether the upstream's own answer is handed on."""
-        return str(self.job.plan) == "none"
+    @cached_property
+    def approach(self) -> str:
+        """The plan, as it is written in requests."""
+        return str(self.job.plan)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Service:
             for unit in units(choice.plan)
         }
         streams = bool(request.stream)
-        passes_through = str(choice.plan) == "none"
+        passes_through = choice.plan == NONE
         if not passes_through:
             fields.pop("stream_options", None)
             if fields.get("max_completion_tokens") is not None:
@@ -132,7 +137,9 @@ class Service:
         n = request.n if request.n is not None else self.n
         options = Options(freeze(fields), n, request.n is not None)
         job = Job(choice.plan, self.registry, MappingProxyType(params))
+        await self.models.learn(choice.model)
         sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
+        check_tools(job, self.tools)
         check_worst(job, n, sigma, self.max_calls)
         budget = request.optillm_budget or nested.budget
         limits = Limits(
@@ -194,7 +201,7 @@ class Service:
 
 def new_run_id() -> str:
     """A fresh id of a run and its response."""
-    return f"chatcmpl-{random.SystemRandom().getrandbits(128):032x}"
+    return f"chatcmpl-{secrets.token_hex(16)}"
 
 
 def _sigma(n_mode: str) -> Callable[[int], int]:

@@ -129,14 +129,14 @@ class EventStream:
         self._beat = asyncio.create_task(self._keep_alive())
 
     async def _delta(self, choice: int, delta: Mapping[str, Any], logprobs: Any = None) -> None:
-        await self._begin(choice - 1)
-        if choice == self._begun:
-            self._begun += 1
-            delta = {"role": "assistant", **delta}
+        await self._begin(choice)
         await self._chunk([_choice(choice, delta, None, logprobs)])
 
     async def _begin(self, last: int) -> None:
-        """Begin all choices up to this one, in order: clients append choices as they come."""
+        """Begin all choices up to this one, in order: clients append choices as they come.
+
+        The role has a chunk of its own, so that a choice's chunks are the same whichever comes first.
+        """
         while self._begun <= last:
             self._begun += 1
             await self._chunk([_choice(self._begun - 1, {"role": "assistant", "content": ""}, None, None)])

@@ -129,6 +129,14 @@ class SandboxUnavailable(OptiError):
     code = "sandbox_unavailable"
 
 
+class NotConfigured(OptiError):
+    """The request needs a service that this server was not given; the message says which setting."""
+
+    status = 501
+    type = "not_implemented_error"
+    code = "not_configured"
+
+
 class Overloaded(OptiError):
     """The server is shutting down or full; try again later."""
 
@@ -221,7 +229,11 @@ class BudgetExceeded(OptiError):
         self.limit = limit
         if limit == "shutdown":
             self.status = 503
-        elif limit != "deadline":
+        elif limit == "deadline":
+            # The upstream's own time-out is as long: the client sees the same, whichever is first.
+            self.type = self.code = UpstreamTimeout.type
+            self.message = "the upstream did not answer within the server's time for a request"
+        else:
             self.status = 400
             self.param = f"optillm_budget.{limit}"
 

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
-PACKAGES = ("numpy", "sympy", "mpmath", "z3-solver")
+PACKAGES = (
+    "numpy", "sympy", "mpmath", "z3-solver",
+    "math-verify", "latex2sympy2-extended", "antlr4-python3-runtime",
+)  # fmt: skip
 """Distributions that code may import, if they are installed."""
 
 PRELOADED = (
     "asyncio", "collections", "dataclasses", "decimal", "fractions", "functools", "heapq", "itertools",
     "json", "math", "random", "re", "statistics", "string", "traceback", "typing", "unittest",
-    "numpy", "numpy.random", "sympy", "z3",
+    "numpy", "numpy.random", "sympy", "z3", "math_verify",
 )  # fmt: skip
 """Modules that are imported before the first run."""
 

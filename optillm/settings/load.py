@@ -25,6 +25,8 @@ from optillm.settings.options import (
     warn_of_legacy_variables,
 )
 
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "wss_proxy")
+
 
 def load(
     argv: Sequence[str],
@@ -93,6 +95,7 @@ def _resolve(
         upstreams=_upstreams(config, given.get("base_url", ""), environ, path, has),
         keys=files.keys(config, path),
         prices=files.prices(config, path),
+        proxied=any(environ.get(name) or environ.get(name.upper()) for name in _PROXIES),
     )
     _check(settings, registry)
     return settings

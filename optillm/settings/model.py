@@ -97,6 +97,8 @@ class Settings:
     default_max_tokens: int = 4096
     helper_max_tokens: int = 2048
     intermediate_max_tokens: int = 4096
+    proxied: bool = False
+    """Whether the environment names a proxy for calls to upstreams."""
     upstreams: tuple[UpstreamSettings, ...] = ()
     keys: tuple[Key, ...] = ()
     prices: Mapping[str, Price] = field(default_factory=empty)

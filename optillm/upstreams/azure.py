@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from optillm.protocol.errors import MissingExtra
+from optillm.protocol.errors import MissingExtra, UpstreamError
 from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream
 
 SCOPE = "https://cognitiveservices.azure.com/.default"
@@ -21,6 +21,10 @@ class AzureUpstream(OpenAIUpstream):
         base_url: the resource's endpoint.
         key: its key; None takes tokens of the machine's managed identity.
         api_version: as Azure asks for.
+        credential: what gives tokens when there is no key; the machine's managed identity if None.
+
+    Raises:
+        MissingExtra: there is no key, and azure-identity is not installed.
     """
 
     def __init__(
@@ -36,13 +40,14 @@ class AzureUpstream(OpenAIUpstream):
     ) -> None:
         super().__init__(name, base_url.rstrip("/") + "/openai", key, session, options)
         self._api_version = api_version
-        self._credential = credential
-        if key is None and credential is None:
+        if self._key is None:
             try:
+                from azure.core.exceptions import AzureError
                 from azure.identity import DefaultAzureCredential
             except ImportError:
                 raise MissingExtra("azure", "Azure without a key (managed identity)") from None
-            self._credential = DefaultAzureCredential()
+            self._credential = credential or DefaultAzureCredential()
+            self._no_token: type[Exception] = AzureError
 
     def url(self, model: str) -> str:
         """Chat completions of a deployment."""
@@ -50,12 +55,23 @@ class AzureUpstream(OpenAIUpstream):
         return f"{self.base_url}/deployments/{deployment}/chat/completions?api-version={self._api_version}"
 
     async def headers(self, bearer: str | None) -> dict[str, str]:
-        """Azure's own key header, or a bearer token of the managed identity."""
+        """Azure's own key header, or a bearer token of the managed identity.
+
+        A client's own token is not for this resource, and is not sent.
+        """
         if self._key:
             return {"Content-Type": "application/json", "api-key": self._key}
         # The credential caches tokens and renews them in time; it blocks while it asks for one.
-        token = await asyncio.to_thread(self._credential.get_token, SCOPE)
+        try:
+            token = await asyncio.to_thread(self._credential.get_token, SCOPE)
+        except self._no_token as error:
+            raise UpstreamError(f"upstream '{self.name}': no token of a managed identity: {error}") from error
         return {"Content-Type": "application/json", "Authorization": f"Bearer {token.token}"}
+
+    async def aclose(self) -> None:
+        """Close the credential; the session belongs to the process."""
+        if self._key is None and hasattr(self._credential, "close"):
+            await asyncio.to_thread(self._credential.close)
 
     @property
     def models_url(self) -> str:

@@ -10,8 +10,11 @@ from typing import Any
 from optillm.core.run import Route
 
 _RENAMES = MappingProxyType({"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"})
+# A field that is refused as such; not one whose value is out of the model's range ("supports at most").
 _REFUSAL = re.compile(
-    r"support|unrecogni[sz]ed|unknown|permitted|not allowed|extra|instead|only the default", re.I
+    r"unsupported|(?:not|n't) (?:support|permitted|allowed)|deprecated|unrecogni[sz]ed|unknown|unexpected"
+    r"|extra (?:fields?|inputs?)|only the default|\binstead\b",
+    re.I,
 )
 _DROPPABLE = ("temperature", "stream_options", "seed", "top_p")
 

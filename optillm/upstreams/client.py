@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from optillm.core.frozen import thaw
+from optillm.core.streaming import StreamEnd
 from optillm.core.upstream import Call
 from optillm.protocol.errors import UpstreamError, UpstreamTimeout
 
@@ -28,14 +29,28 @@ class ClientUpstream:
         reply = await self._create(call, stream=False)
         return _json(reply)
 
-    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+    async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         """See :class:`optillm.core.upstream.Upstream`."""
-        async for chunk in await self._create(call, stream=True):
-            yield _json(chunk)
+        chunks, end = await self._create(call, stream=True), StreamEnd()
+        try:
+            async for chunk in chunks:
+                payload = _json(chunk)
+                end.see(payload)
+                yield payload
+        except Exception as error:
+            raise broken(error) from error
+        finally:
+            if hasattr(chunks, "close"):
+                await chunks.close()
+        if not end.complete:
+            raise UpstreamError("the client's upstream ended its stream without finishing it")
 
     async def models(self) -> Sequence[Mapping[str, Any]]:
         """The client's model list."""
-        page = await self._client.models.list()
+        try:
+            page = await self._client.models.list()
+        except Exception as error:
+            raise explained(error) from error
         return [msgspec.json.decode(_json(model)) for model in page.data]
 
     async def aclose(self) -> None:
@@ -70,7 +85,13 @@ def explained(error: Exception) -> Exception:
     )
 
 
+def broken(error: Exception) -> Exception:
+    """What ended a stream in its middle: the client lets its HTTP library's exceptions through."""
+    known = explained(error)
+    return known if known is not error else UpstreamError(f"the client's upstream cut its stream: {error}")
+
+
 def _json(reply: Any) -> bytes:
     if hasattr(reply, "model_dump_json"):
-        return str(reply.model_dump_json(exclude_unset=True)).encode()
+        return str(reply.model_dump_json(exclude_unset=True, warnings=False)).encode()
     return msgspec.json.encode(reply)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -20,6 +20,8 @@ from optillm.protocol.errors import MissingExtra, OptiError, UpstreamError
 from optillm.upstreams.scheduler import FairScheduler
 
 PACKAGED_NAME = "smollm2-135m-instruct"
+PROMPT_BATCH = 128
+"""Prompt tokens read at a time: a call that is cancelled stops after the batch under way."""
 
 
 def find_packaged_model() -> Path | None:
@@ -77,22 +79,37 @@ class LlamaCppUpstream:
             raise MissingExtra("embedded", "a local model")
         if not path.is_file():
             raise OptiError(f"there is no model file {path}")
-        if path.open("rb").read(4) != b"GGUF":
-            raise OptiError(f"{path} is not a GGUF file")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise OptiError(f"{path} is not a GGUF file")
         self.name = name
         self._path, self._context, self._slots = path, context, slots
         self._threads = threads or os.cpu_count() or 1
         self._engine: Any = None
-        self._loading = asyncio.Lock()
+        self._loading: asyncio.Future[Any] | None = None
         self._scheduler = FairScheduler(slots)
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llamacpp")
         self._closed = False
 
     async def start(self) -> None:
-        """Load the model, if it is not."""
-        async with self._loading:
-            if self._engine is None:
-                self._engine = await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
+        """Load the model, if it is not.
+
+        Raises:
+            UpstreamError: the engine cannot read it, or was closed.
+        """
+        if self._closed:
+            raise UpstreamError(f"upstream '{self.name}' is closed")
+        if self._engine is None:
+            if self._loading is None:
+                self._loading = asyncio.get_running_loop().run_in_executor(self._pool, self._load)
+            try:
+                # A caller that is cancelled must not take the model from those who wait with it.
+                self._engine = await asyncio.shield(self._loading)
+            except RuntimeError as error:
+                self._loading = None
+                raise UpstreamError(
+                    f"upstream '{self.name}' cannot load {self._path.name}: {error}"
+                ) from error
 
     async def complete(self, call: Call) -> bytes:
         """See :class:`optillm.core.upstream.Upstream`; each of n choices is a sequence of its own."""
@@ -127,22 +144,24 @@ class LlamaCppUpstream:
             }
         )
 
-    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+    async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         """See :class:`optillm.core.upstream.Upstream`."""
         wants_usage = bool((call.body.get("stream_options") or {}).get("include_usage"))
         n = call.body.get("n") or 1
         chunks: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue()
 
         async def feed(index: int) -> None:
-            try:
-                async with aclosing(self._sequence(call, index)) as sequence:
-                    async for chunk in sequence:
-                        chunks.put_nowait(chunk)
-                chunks.put_nowait(None)
-            except OptiError as error:
-                chunks.put_nowait(error)
+            async with aclosing(self._sequence(call, index)) as sequence:
+                async for chunk in sequence:
+                    chunks.put_nowait(chunk)
+
+        def ended(feeder: asyncio.Future[None]) -> None:
+            if not feeder.cancelled():
+                chunks.put_nowait(feeder.exception())
 
         feeders = [asyncio.ensure_future(feed(i)) for i in range(n)]
+        for feeder in feeders:
+            feeder.add_done_callback(ended)
         usage: dict[str, int] = {}
         last: dict[str, Any] = {}
         try:
@@ -198,7 +217,11 @@ class LlamaCppUpstream:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _sequence(self, call: Call, index: int) -> AsyncGenerator[dict[str, Any], None]:
-        """The chunks of one choice; when it is closed, the engine stops computing it."""
+        """The chunks of one choice.
+
+        When it is closed, the engine is told to stop; that is not waited for. The place is free,
+        and another call begins, only when the engine has let go of it.
+        """
         await self.start()
         body = {k: thaw(v) for k, v in call.body.items() if k != "n"}
         if isinstance(body.get("seed"), int):
@@ -206,28 +229,42 @@ class LlamaCppUpstream:
         if limit := body.pop("max_completion_tokens", None):
             body["max_tokens"] = limit
         body |= {"stream": True, "stream_options": {"include_usage": True}, "cache_prompt": True}
+        # Told of its progress, a call can be stopped while the engine still reads its prompt.
+        body["return_progress"] = True
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[Any] = asyncio.Queue()
         stopped = False
 
         def receive(chunk: Any) -> bool:
-            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            if not stopped and not self._closed:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
             return stopped or self._closed
 
-        async with self._scheduler.turn(call.run_id):
-            request = to_json(body).decode()
-            work = loop.run_in_executor(self._pool, self._engine.handle_chat_completions, request, receive)
-            work.add_done_callback(lambda _: chunks.put_nowait(None))
-            try:
-                while (chunk := await chunks.get()) is not None:
-                    yield self._checked(chunk, index)
-                await work
-            finally:
-                stopped = True
-                # The place is free only when the engine has let go of it.
-                await asyncio.shield(asyncio.wait((work,)))
+        def ended(work: asyncio.Future[Any]) -> None:
+            self._scheduler.release(call.run_id)
+            chunks.put_nowait(None if work.cancelled() else work.exception())
 
-    def _checked(self, chunk: Any, index: int) -> dict[str, Any]:
+        request = to_json(body).decode()
+        await self._scheduler.acquire(call.run_id)
+        work = loop.run_in_executor(self._pool, self._engine.handle_chat_completions, request, receive)
+        work.add_done_callback(ended)
+        try:
+            while (chunk := await chunks.get()) is not None:
+                if isinstance(chunk, BaseException):
+                    raise self._failed(chunk) from chunk
+                if (seen := self._checked(chunk, index)) is not None:
+                    yield seen
+        finally:
+            stopped = True
+
+    def _failed(self, error: BaseException) -> UpstreamError:
+        # The engine's own words for a request that it cannot read.
+        status = 400 if isinstance(error, ValueError) else 500
+        body = {"error": {"message": str(error), "type": "engine_error", "param": None, "code": None}}
+        return UpstreamError(f"upstream '{self.name}': {error}", upstream_status=status, body=body)
+
+    def _checked(self, chunk: Any, index: int) -> dict[str, Any] | None:
+        """A chunk to hand on; None for one that tells only of progress with the prompt."""
         if isinstance(chunk, str | bytes):
             chunk = msgspec.json.decode(chunk)
         error = chunk.get("error") if isinstance(chunk, dict) else {"message": str(chunk)[:300]}
@@ -243,6 +280,8 @@ class LlamaCppUpstream:
                 }
             }
             raise UpstreamError(str(body["error"]["message"]), upstream_status=status, body=body)
+        if "prompt_progress" in chunk:
+            return None
         chunk.pop("timings", None)
         chunk["model"] = self.name
         for choice in chunk["choices"]:
@@ -256,6 +295,7 @@ class LlamaCppUpstream:
         params.model.path = str(self._path)
         params.n_parallel = self._slots
         params.n_ctx = self._context * self._slots
+        params.n_batch = params.n_ubatch = PROMPT_BATCH
         params.cpuparams.n_threads = self._threads
         params.warmup = False
         params.fit_params = False

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,12 +17,15 @@ import aiohttp
 import msgspec
 
 from optillm.core.frozen import to_json
+from optillm.core.streaming import StreamEnd
 from optillm.core.upstream import Call
 from optillm.protocol.errors import UpstreamError, UpstreamTimeout
 from optillm.protocol.sse import SSEDecoder
 from optillm.upstreams.scheduler import FairScheduler
 
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+DRAIN_SECONDS = 0.05
+"""How long the end of a finished stream is waited for."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,10 @@ class HTTPOptions:
     """How an upstream is talked to.
 
     Args:
-        connect_timeout, read_timeout, total_timeout: seconds; ``read`` is between two pieces.
-        retries: further tries after a refused connection, 408, 409, 429 or a 5xx.
+        connect_timeout, read_timeout, total_timeout: seconds; ``read`` is between two pieces,
+            ``total`` covers a call with all its retries, from its first place in the scheduler on;
+            None is for callers that end calls themselves.
+        retries: further tries after a failed connection, a time-out, 408, 409, 429 or a 5xx.
         backoff: seconds before the first of them; doubles, with jitter.
         max_retry_after: a longer Retry-After is not waited for but passed on.
         concurrency: calls in flight at once.
@@ -38,17 +44,24 @@ class HTTPOptions:
 
     connect_timeout: float = 5.0
     read_timeout: float = 300.0
-    total_timeout: float = 600.0
+    total_timeout: float | None = 600.0
     retries: int = 2
     backoff: float = 0.25
     max_retry_after: float = 20.0
     concurrency: int = 256
 
 
-def make_session(tls: ssl.SSLContext | bool = True) -> aiohttp.ClientSession:
-    """The process's HTTP client. ``tls``: a context, or False for no verification."""
+def make_session(tls: ssl.SSLContext | bool = True, *, proxied: bool = True) -> aiohttp.ClientSession:
+    """The process's HTTP client.
+
+    Args:
+        tls: a context, or False for no verification.
+        proxied: follow the proxy variables of the environment. They are looked up in a thread at
+            every call, so a process that has none does better without.
+    """
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ssl=tls)
-    return aiohttp.ClientSession(connector=connector, auto_decompress=True, trust_env=True)
+    # An upstream's cookie for one request must not travel with another.
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=proxied)
 
 
 class OpenAIUpstream:
@@ -60,7 +73,6 @@ class OpenAIUpstream:
         key: its API key; None sends none.
         session: the shared client.
         options: time-outs, retries, concurrency.
-        forward_bearer: send the client's own token instead of the key.
     """
 
     def __init__(
@@ -74,14 +86,10 @@ class OpenAIUpstream:
         self.name = name
         self.base_url = base_url.rstrip("/")
         self.options = options or HTTPOptions()
-        self._key = key
+        self._key = (key or "").strip() or None
         self._session = session
         self._scheduler = FairScheduler(self.options.concurrency)
-        self._timeout = aiohttp.ClientTimeout(
-            total=self.options.total_timeout,
-            sock_connect=self.options.connect_timeout,
-            sock_read=self.options.read_timeout,
-        )
+        self._timeout = self._limits(self.options.total_timeout)
 
     def url(self, model: str) -> str:
         """Where chat completions of a model are posted."""
@@ -106,24 +114,25 @@ class OpenAIUpstream:
         async with self._sent(call, to_json(body)) as response:
             return await self._read(response)
 
-    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+    async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         """See :class:`optillm.core.upstream.Upstream`."""
         async with self._sent(call, to_json({**call.body, "stream": True})) as response:
             if "event-stream" not in response.content_type:
                 raise self._malformed(await self._read(response), response.content_type)
-            decoder, finished = SSEDecoder(), False
+            decoder, end = SSEDecoder(), StreamEnd()
             try:
                 async for data in response.content.iter_any():
                     for payload in decoder.feed(data):
                         if payload == b"[DONE]":
+                            await _drain(response)
                             return
-                        finished = finished or b'"finish_reason":"' in payload.replace(b" ", b"")
+                        end.see(payload)
                         yield payload
             except aiohttp.ClientError as error:
                 raise UpstreamError(f"upstream '{self.name}' cut its stream: {error}") from error
             except TimeoutError as error:
                 raise self._timed_out() from error
-            if not finished:
+            if not end.complete:
                 raise UpstreamError(f"upstream '{self.name}' ended its stream without finishing it")
 
     async def models(self) -> Sequence[Mapping[str, Any]]:
@@ -131,7 +140,9 @@ class OpenAIUpstream:
         headers = await self.headers(None)
         timeout = aiohttp.ClientTimeout(total=10, sock_connect=self.options.connect_timeout)
         try:
-            async with self._session.get(self.models_url, headers=headers, timeout=timeout) as response:
+            async with self._session.get(
+                self.models_url, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
                 body = await response.read()
                 if response.status != 200:
                     raise self._refused(response, body)
@@ -146,18 +157,22 @@ class OpenAIUpstream:
     async def _sent(self, call: Call, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
         """The successful response to the call, after retries; closed at the end."""
         url, headers = self.url(str(call.body.get("model"))), await self.headers(call.bearer)
-        attempt = 0
+        loop = asyncio.get_running_loop()
+        total = math.inf if self.options.total_timeout is None else self.options.total_timeout
+        attempt, timeout, end = 0, self._timeout, math.inf
         while True:
+            failure: UpstreamError | UpstreamTimeout
             async with self._scheduler.turn(call.run_id):
+                end = min(end, loop.time() + total)
                 try:
                     response = await self._session.post(
-                        url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
+                        url, data=body, headers=headers, timeout=timeout, allow_redirects=False
                     )
                 except TimeoutError as error:
-                    raise self._timed_out() from error
-                except aiohttp.ClientError as error:
-                    failure = UpstreamError(f"upstream '{self.name}' cannot be reached: {error}")
+                    failure = self._timed_out()
                     failure.__cause__ = error
+                except aiohttp.ClientError as error:
+                    failure = self._unreachable(error)
                 else:
                     try:
                         if response.status == 200:
@@ -166,18 +181,33 @@ class OpenAIUpstream:
                         failure = self._refused(response, await self._read(response))
                     finally:
                         response.close() if not response.content.is_eof() else response.release()
+            # Nothing is held while the upstream is given time.
             delay = self._delay(failure, attempt)
-            if delay is None:
+            if delay is None or loop.time() + delay >= end:
                 raise failure
             attempt += 1
             await asyncio.sleep(delay)
+            if end < math.inf:
+                timeout = self._limits(end - loop.time())
 
-    def _delay(self, failure: UpstreamError, attempt: int) -> float | None:
+    def _limits(self, total: float | None) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(
+            total=total, sock_connect=self.options.connect_timeout, sock_read=self.options.read_timeout
+        )
+
+    def _delay(self, failure: UpstreamError | UpstreamTimeout, attempt: int) -> float | None:
         """Seconds to wait before another try, or None."""
-        status = failure.upstream_status
-        if attempt >= self.options.retries or (status is not None and status not in RETRIED):
+        if attempt >= self.options.retries:
             return None
-        asked = _retry_after_seconds(failure.retry_after)
+        asked = None
+        if isinstance(failure, UpstreamError):
+            status, cause = failure.upstream_status, failure.__cause__
+            # A certificate that is refused now will be refused again.
+            if isinstance(cause, aiohttp.ClientSSLError | aiohttp.InvalidURL):
+                return None
+            if status is not None and status not in RETRIED:
+                return None
+            asked = _retry_after_seconds(failure.retry_after)
         if asked is not None:
             return asked if asked <= self.options.max_retry_after else None
         # Jitter between clients of one upstream; it decides nothing about an answer.
@@ -193,6 +223,16 @@ class OpenAIUpstream:
 
     def _timed_out(self) -> UpstreamTimeout:
         return UpstreamTimeout(f"upstream '{self.name}' did not answer in time")
+
+    def _unreachable(self, error: aiohttp.ClientError) -> UpstreamError:
+        what = "cannot be reached" if isinstance(error, aiohttp.ClientConnectionError) else "broke off"
+        if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError) and not isinstance(
+            error, aiohttp.ClientConnectorError
+        ):
+            what = "closed the connection"
+        failure = UpstreamError(f"upstream '{self.name}' {what}: {error}")
+        failure.__cause__ = error
+        return failure
 
     def _malformed(self, body: bytes, content_type: str) -> UpstreamError:
         start = body[:120].decode(errors="replace")
@@ -210,8 +250,17 @@ class OpenAIUpstream:
             f"upstream '{self.name}' answered {response.status}: {said or response.reason}",
             upstream_status=response.status,
             body=parsed,
-            retry_after=response.headers.get("Retry-After"),
+            retry_after=_header(response.headers.get("Retry-After")),
         )
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read the end of a body that says nothing more, so that its connection can be used again."""
+    with suppress(TimeoutError, aiohttp.ClientError):
+        # An upstream that keeps the line open loses it.
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while not response.content.at_eof():
+                await response.content.readany()
 
 
 def without_keys(body: bytes, sent: Mapping[str, str]) -> bytes:
@@ -254,4 +303,10 @@ def _retry_after_seconds(value: str | None) -> float | None:
         when = parsedate_to_datetime(value)
     except ValueError:
         return None
+    # "-0000" says that the zone is not known; HTTP dates are in UTC.
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def _header(value: str | None) -> str | None:
+    return value if value and value.isascii() and value.isprintable() else None

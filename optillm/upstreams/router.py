@@ -21,6 +21,9 @@ from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream
 
 LISTED_FOR = 60.0
 """Seconds that a model list stays fresh."""
+FAILED_FOR = 2.0
+"""Seconds until an upstream that did not list its models is asked again."""
+NOT_ASKED = "not asked yet"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,12 @@ class Named:
 class _Listing:
     models: tuple[Mapping[str, Any], ...] = ()
     at: float = -math.inf
-    error: str | None = "not asked yet"
+    error: str | None = NOT_ASKED
+    asking: asyncio.Task[None] | None = None
+
+    def fresh(self, now: float) -> bool:
+        # A failure is asked about again sooner, so that an upstream that is back is seen.
+        return now - self.at < (LISTED_FOR if self.error is None else FAILED_FOR)
 
 
 class Router:
@@ -57,7 +65,6 @@ class Router:
         self._prices = dict(prices or {})
         self._clock = clock or asyncio.get_running_loop().time
         self._listings = {named.upstream.name: _Listing() for named in upstreams}
-        self._lock = asyncio.Lock()
 
     def resolve(self, model: str) -> Route:
         """The route of a model: by the closest pattern, by what upstreams list, else the first upstream."""
@@ -69,14 +76,20 @@ class Router:
         ]
         if matches:
             return Route(self.upstreams[-max(matches)[2]].upstream, model, self._prices.get(model))
-        for named in self.upstreams[1:]:
+        for named in self.upstreams:
             if any(m["id"] == model for m in self._listings[named.upstream.name].models):
                 return Route(named.upstream, model, self._prices.get(model))
         return Route(self.upstreams[0].upstream, model, self._prices.get(model))
 
+    async def learn(self, model: str) -> None:
+        """See to it that what upstreams list is known, if the model's route depends on it."""
+        claimed = any(fnmatchcase(model, p) for named in self.upstreams for p in named.models)
+        if len(self.upstreams) > 1 and not claimed:
+            await self._refresh(patient=False)
+
     async def models(self) -> list[Mapping[str, Any]]:
         """The models of all upstreams, each name once; a dead upstream's are left out."""
-        await self._refresh()
+        await self._refresh(patient=False)
         merged: dict[str, Mapping[str, Any]] = {}
         for listing in self._listings.values():
             for model in listing.models:
@@ -91,7 +104,7 @@ class Router:
 
     async def reasons_not_ready(self) -> dict[str, str]:
         """Why each upstream that does not answer does not; empty when all do."""
-        await self._refresh()
+        await self._refresh(patient=True)
         return {name: listing.error for name, listing in self._listings.items() if listing.error}
 
     @property
@@ -101,33 +114,49 @@ class Router:
 
     async def aclose(self) -> None:
         """Close all upstreams."""
+        asking = [listing.asking for listing in self._listings.values() if listing.asking]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         for named in self.upstreams:
             await named.upstream.aclose()
 
-    async def _refresh(self) -> None:
-        async with self._lock, asyncio.TaskGroup() as group:
-            for named in self.upstreams:
-                group.create_task(self._list(named.upstream))
+    async def _refresh(self, *, patient: bool) -> None:
+        """Ask again what is stale; the patient wait even for upstreams that failed the last time."""
+        waited: list[asyncio.Task[None]] = []
+        for named in self.upstreams:
+            listing = self._listings[named.upstream.name]
+            if listing.asking is None and not listing.fresh(self._clock()):
+                listing.asking = asyncio.create_task(self._list(named.upstream, listing))
+            # Or each request would wait for the time-out of one that is dead.
+            if listing.asking and (patient or listing.error in (None, NOT_ASKED)):
+                waited.append(listing.asking)
+        if waited:
+            await asyncio.wait(waited)
 
-    async def _list(self, upstream: Upstream) -> None:
-        listing = self._listings[upstream.name]
-        # A failure is asked about again sooner, so that an upstream that is back is seen.
-        fresh_for = LISTED_FOR if listing.error is None else 2.0
-        if self._clock() - listing.at < fresh_for:
-            return
+    async def _list(self, upstream: Upstream, listing: _Listing) -> None:
         try:
             listing.models = tuple(await upstream.models())
             listing.error = None
         except OptiError as error:
             listing.error = error.message
-        listing.at = self._clock()
+        finally:
+            listing.at = self._clock()
+            listing.asking = None
 
 
 def tls_context(verify: bool, bundle: str) -> ssl.SSLContext | bool:
-    """How certificates of upstreams are checked: by the system, by a bundle, or not at all."""
+    """How certificates of upstreams are checked: by the system, by a bundle, or not at all.
+
+    Raises:
+        OptiError: the bundle holds no certificates.
+    """
     if not verify:
         return False
-    return ssl.create_default_context(cafile=bundle or None)
+    try:
+        return ssl.create_default_context(cafile=bundle or None)
+    except OSError as error:
+        raise OptiError(f"--ssl-cert-path: {bundle} is not a bundle of PEM certificates ({error})") from None
 
 
 def build(

@@ -24,14 +24,26 @@ class FairScheduler:
     @asynccontextmanager
     async def turn(self, run_id: str) -> AsyncIterator[None]:
         """Wait for a place and hold it."""
+        await self.acquire(run_id)
+        try:
+            yield
+        finally:
+            self.release(run_id)
+
+    async def acquire(self, run_id: str) -> None:
+        """Wait for a place; whoever has one gives it back by :meth:`release`."""
         if self.in_flight < self.limit:
             self._take(run_id)
         else:
             await self._wait(run_id)
-        try:
-            yield
-        finally:
-            self._release(run_id)
+
+    def release(self, run_id: str) -> None:
+        """Give a place back."""
+        self.in_flight -= 1
+        self._held[run_id] -= 1
+        if not self._held[run_id]:
+            del self._held[run_id]
+        self._grant()
 
     async def _wait(self, run_id: str) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -40,7 +52,7 @@ class FairScheduler:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self._release(run_id)
+                self.release(run_id)
             else:
                 self._forget(run_id, place)
             raise
@@ -48,13 +60,6 @@ class FairScheduler:
     def _take(self, run_id: str) -> None:
         self.in_flight += 1
         self._held[run_id] = self._held.get(run_id, 0) + 1
-
-    def _release(self, run_id: str) -> None:
-        self.in_flight -= 1
-        self._held[run_id] -= 1
-        if not self._held[run_id]:
-            del self._held[run_id]
-        self._grant()
 
     def _grant(self) -> None:
         while self._waiting and self.in_flight < self.limit:

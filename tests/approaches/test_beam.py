@@ -307,6 +307,15 @@ async def test_nothing_to_add_ends_a_solution_without_another_judgement() -> Non
 
 
 @pytest.mark.anyio
+async def test_the_pattern_of_a_final_answer_is_none() -> None:
+    def script(call: Seen) -> Said:
+        return "Score: 6" if call.stage == "rate" else f"step {step_number(call)}\nFinal answer: <the answer>"
+
+    answer = await search(ScriptedUpstream(script), beam_n=2, beam_steps=3)
+    assert answer.info["depth"] == 6
+
+
+@pytest.mark.anyio
 async def test_equal_candidates_are_judged_once() -> None:
     def script(call: Seen) -> Said:
         return "Score: 6" if call.stage == "rate" else "Final answer: 4"

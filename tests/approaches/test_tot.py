@@ -144,6 +144,7 @@ def test_a_final_answer_is_not_expanded() -> None:
     order.found([State(("Final answer: 3",), 0.05)])
     assert order.next() is None
     assert not State(("there is no final answer: yet",)).solved
+    assert not State(("Final answer: <the answer>",)).solved
     assert State(("so\n**Final Answer:** 3",)).solved
 
 

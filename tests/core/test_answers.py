@@ -18,7 +18,9 @@ from optillm.core.answers import (
     similarity,
     split_think,
     strip_think,
+    tagged,
 )
+from optillm.core.lists import list_items
 
 
 @pytest.mark.parametrize(
@@ -170,3 +172,37 @@ def test_groups_partition_the_voters(answers: list[str | None]) -> None:
     groups = group_by_answer(answers)
     assert sorted(i for g in groups for i in g) == [i for i, a in enumerate(answers) if a is not None]
     assert [g[0] for g in groups] == sorted(g[0] for g in groups)
+
+
+@pytest.mark.parametrize(
+    ("text", "inner"),
+    [
+        ("<o>a</o> <o> b </o>", "b"),
+        ("<think><o>x</o></think>none", None),
+        ("<o>open", "open"),
+        ("</o>", None),
+        ("<o></o>", ""),
+    ],
+)
+def test_tagged(text: str, inner: str | None) -> None:
+    assert tagged(text, "o") == inner
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("Here are 3 observations:\n1. a\n\n2. b\n3) c", ["a", "b", "c"]),
+        ("- a\n* b\n• c\n  10. d", ["a", "b", "c", "d"]),
+        ("Observations:\nfirst\n\nsecond", ["first", "second"]),
+        ("1.5 is a number\n-5 too", ["1.5 is a number", "-5 too"]),
+        ("", []),
+    ],
+)
+def test_list_items(text: str, items: list[str]) -> None:
+    assert list_items(text, 10) == items
+    assert list_items(text, 1) == items[:1]
+
+
+def test_list_items_of_a_text_that_was_cut_off() -> None:
+    assert list_items("1. a\n2. b\n3. hal", 10, cut=True) == ["a", "b"]
+    assert list_items("1. a\n2. b\n", 10, cut=True) == ["a", "b"]

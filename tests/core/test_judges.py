@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 
 from tests.fakes import Fault, Said, ScriptedUpstream, Seen
 from tests.serving import Answer, serving
@@ -142,4 +144,134 @@ async def test_exact_needs_its_reference() -> None:
     up = judged(referee)
     answer = await best(up, bon_judge="exact")
     assert (answer.status, answer.error["param"]) == (400, "bon_judge_reference")
+    assert up.calls == []
+
+
+# -- judges that ask no language model --------------------------------------------------------------
+
+ADD = "```python\ndef add(a, b):\n    return a {} b\n```"
+
+
+async def test_the_requests_own_tests_decide() -> None:
+    up = ScriptedUpstream(lambda c: [ADD.format(o) for o in "-+*"])
+    async with up, serving(up) as proxy:
+        question = "Write add.\nassert add(1, 2) == 3\nassert add(2, 2) == 4"
+        answer = await proxy.ask("bon(judge=tests)-m", question)
+        run = (await proxy.get(f"/v1/runs/{answer.info['run_id']}")).json
+    assert (answer.text, answer.info["calls"]) == (ADD.format("+"), 1)
+    assert next(r for r in run["records"] if r.get("name") == "bon.scores")["data"]["scores"] == [
+        0.0,
+        1.0,
+        0.5,
+    ]
+
+
+async def test_without_tests_the_model_writes_some() -> None:
+    def script(call: Seen) -> Said:
+        if call.stage == "tests":
+            return "```python\nassert add(5, 1) == 6\n```"
+        return [ADD.format(o) for o in "-+*"]
+
+    up = ScriptedUpstream(script, roles={"write tests": "tests"})
+    async with up, serving(up) as proxy:
+        answer = await proxy.ask("bon(judge=tests)-m", "Write add.")
+    assert (answer.text, answer.info["calls"], answer.info["depth"]) == (ADD.format("+"), 2, 2)
+
+
+async def test_mcts_takes_tests() -> None:
+    up = ScriptedUpstream(lambda c: [ADD.format(o) for o in "-*+"])
+    async with up, serving(up) as proxy:
+        answer = await proxy.ask("mcts(judge=tests,simulations=3)-m", "Write add.\nassert add(1, 2) == 3")
+    assert (answer.text, answer.info["calls"]) == (ADD.format("+"), 1)
+
+
+@pytest.mark.parametrize(
+    ("reference", "right"),
+    [("42", "The answer is 42."), ("1/2", r"So \boxed{\frac{2}{4}}"), (r"2\sqrt{2}", r"So \boxed{\sqrt{8}}")],
+)
+async def test_exact_compares_as_mathematics(reference: str, right: str) -> None:
+    up = ScriptedUpstream(lambda c: ["The answer is 7.", right, "no idea at all, sorry for that, I gave up"])
+    async with up, serving(up) as proxy:
+        answer = await proxy.ask("bon(judge=exact)-m", bon_judge_reference=reference)
+    assert (answer.text, answer.info["calls"]) == (right, 1)
+
+
+async def test_code_is_never_run_where_there_is_no_sandbox() -> None:
+    async with ScriptedUpstream("x") as up, serving(up, sandbox="off") as proxy:
+        answer = await proxy.ask("bon(judge=tests)-m")
+        assert (answer.status, answer.error["code"]) == (501, "not_configured")
+        assert "--sandbox" in answer.error["message"]
+    assert up.calls == []
+
+
+# -- a reward model ---------------------------------------------------------------------------------
+
+
+class Rewards:
+    """A reward model's server: the length of the last message, in the shape of one of the servers."""
+
+    def __init__(self, shape: Callable[[float], object]) -> None:
+        self.shape = shape
+        self.seen: list[dict[str, object]] = []
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        async def score(request: web.Request) -> web.Response:
+            body = await request.json()
+            self.seen.append({**body, "key": request.headers.get("Authorization")})
+            said = self.shape(len(body["messages"][-1]["content"]))
+            return web.json_response(said, status=200 if said is not None else 500)
+
+        app = web.Application()
+        app.router.add_post("/score", score)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        try:
+            yield f"http://{host}:{port}/score"
+        finally:
+            await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda x: {"score": x},
+        lambda x: {"scores": [x]},
+        lambda x: {"data": [{"index": 0, "score": x}]},
+        lambda x: {"data": [{"data": [-5.0, x]}]},
+    ],
+)
+async def test_a_reward_model_decides(shape: Callable[[float], object]) -> None:
+    rewards = Rewards(shape)
+    async with (
+        rewards.serving() as url,
+        ScriptedUpstream(lambda c: ["a", "the longest", "longer"]) as up,
+        serving(up, reward_url=url, reward_key="secret", reward_model="rm") as proxy,
+    ):
+        answer = await proxy.ask("bon(judge=reward)-m", "Which?")
+        run = (await proxy.get(f"/v1/runs/{answer.info['run_id']}")).json
+    assert (answer.text, answer.info["calls"], answer.info["depth"]) == ("the longest", 4, 2)
+    assert {(s["model"], s["key"]) for s in rewards.seen} == {("rm", "Bearer secret")}
+    assert rewards.seen[0]["messages"][0] == {"role": "user", "content": "Which?"}  # type: ignore[index]
+    scored = [r["score"] for r in run["records"] if r.get("stage") == "bon.rate"]
+    assert sorted(scored) == [1.0, 6.0, 11.0]
+
+
+@pytest.mark.parametrize("shape", [lambda x: None, lambda x: {"no": "score"}, lambda x: {"score": "high"}])
+async def test_a_broken_reward_model_loses_nothing(shape: Callable[[float], object]) -> None:
+    async with (
+        Rewards(shape).serving() as url,
+        ScriptedUpstream(lambda c: ["a", "b", "c"]) as up,
+        serving(up, reward_url=url) as proxy,
+    ):
+        assert (await proxy.ask("bon(judge=reward)-m")).text == "a"
+
+
+async def test_without_a_reward_model_it_is_refused() -> None:
+    async with ScriptedUpstream("x") as up, serving(up) as proxy:
+        answer = await proxy.ask("mcts(judge=reward)-m")
+        assert (answer.status, answer.error["code"]) == (501, "not_configured")
+        assert "--reward-url" in answer.error["message"]
     assert up.calls == []

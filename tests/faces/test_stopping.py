@@ -28,7 +28,9 @@ class Gate:
         return self.then
 
 
-@pytest.mark.parametrize("model", ["m", "bon-m", "mcts-m", "self_consistency(samples=9)-m", "re2|moa-m"])
+@pytest.mark.parametrize(
+    "model", ["m", "bon-m", "mcts-m", "self_consistency(samples=9)-m", "re2|moa-m", "pvg-m"]
+)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_ends_every_call(model: str, stream: bool) -> None:
     async with ScriptedUpstream(Gate()) as up, serving(up, n_mode="fanout") as proxy:

@@ -50,14 +50,18 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
         body.update(stream=True, stream_options={"include_usage": rng.random() < 0.5})
     if rng.random() < 0.25:
         del body["seed"]
-    body.update(_technique(rng))
+    body.update(_technique(number, rng))
+    if body.get("plansearch_mode") == "tree":
+        # Which leaves grow is a matter of the run's random numbers, so of its seed.
+        body.setdefault("seed", number)
     if "optillm_budget" in body:
         # Which of several pipelines gets the last call of a budget is a matter of time.
         body.pop("n", None)
     return body
 
 
-def _technique(rng: random.Random) -> dict[str, Any]:
+def _technique(number: int, rng: random.Random) -> dict[str, Any]:
+    """Each kind in turn, with parameters of its own."""
     budget = {"optillm_budget": {"max_calls": rng.randint(1, 6)}} if rng.random() < 0.3 else {}
     options: list[dict[str, Any]] = [
         {"optillm_approach": "none"},
@@ -83,12 +87,101 @@ def _technique(rng: random.Random) -> dict[str, Any]:
             "mcts_parallel": 1,
             **budget,
         },
+        {"optillm_approach": "rto", "rto_equivalence": rng.choice(["text", "ast", "similarity"]), **budget},
+        {
+            "optillm_approach": "pvg",
+            "pvg_rounds": rng.randint(1, 3),
+            "pvg_solutions": rng.randint(1, 3),
+            **budget,
+        },
+        {
+            "optillm_approach": "leap",
+            "leap_samples": rng.randint(1, 4),
+            "leap_mode": rng.choice(["natural", "natural", "induced"]),
+            **budget,
+        },
+        {"optillm_approach": "plansearch", "plansearch_observations": rng.randint(1, 4), **budget},
+        {
+            "optillm_approach": "plansearch",
+            "plansearch_mode": "tree",
+            "plansearch_leaves": rng.randint(3, 6),
+            "plansearch_criticism": rng.random() < 0.3,
+            **budget,
+        },
         {"optillm_approach": f"re2&bon(best_of_n={rng.randint(2, 3)})"},
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
         {"optillm_approach": f"(re2|self_consistency(samples={rng.randint(2, 3)})|moa)>bon&cot_reflection"},
         {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
+        *_helped(rng, budget),
+        *_searched(rng, budget),
     ]
-    return rng.choice(options)
+    return options[number % len(options)]
+
+
+def _helped(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Techniques that plan, verify, criticise or debate before they answer."""
+    return [
+        {"optillm_approach": "cod", "cod_words": rng.randint(2, 9), "cod_expose_drafts": rng.random() < 0.5},
+        {"optillm_approach": "step_back", "step_back_temperature": rng.choice([0, 0.5]), **budget},
+        {"optillm_approach": "least_to_most", "least_to_most_subquestions": rng.randint(1, 4), **budget},
+        {"optillm_approach": "self_discover", "self_discover_modules": rng.randint(1, 9), **budget},
+        {"optillm_approach": "self_refine", "self_refine_iterations": rng.randint(1, 3), **budget},
+        {
+            "optillm_approach": "reflexion",
+            "reflexion_trials": rng.randint(1, 4),
+            "reflexion_memory": rng.randint(1, 3),
+            **rng.choice([{}, {"reflexion_reference": "2"}]),
+            **budget,
+        },
+        {
+            "optillm_approach": "cove",
+            "cove_mode": rng.choice(["joint", "two_step", "factored", "factor_revise"]),
+            "cove_questions": rng.randint(1, 4),
+            **budget,
+        },
+        {
+            "optillm_approach": "debate",
+            "debate_agents": rng.randint(2, 4),
+            "debate_rounds": rng.randint(1, 2),
+            "debate_summarize": rng.random() < 0.3,
+            **budget,
+        },
+    ]
+
+
+def _searched(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tree searches. Those that draw random numbers have a seed."""
+    return [
+        {
+            "optillm_approach": "ab_mcts",
+            "ab_mcts_simulations": rng.randint(1, 6),
+            # Within a wave, who gets the last call of a budget is a matter of time.
+            "ab_mcts_parallel": 1 if budget else rng.randint(1, 3),
+            "ab_mcts_prior": rng.choice(["gaussian", "beta"]),
+            "ab_mcts_models": rng.choice([[], ["model-7", "model-8"]]),
+            "seed": rng.randint(0, 10**6),
+            **budget,
+        },
+        {
+            "optillm_approach": "tot",
+            "tot_steps": rng.randint(1, 3),
+            "tot_generate": rng.choice(["propose", "sample"]),
+            "tot_votes": rng.randint(1, 2),
+            **rng.choice([{"tot_evaluate": "vote"}, {"tot_search": "dfs", "tot_expansions": 3}, {}]),
+        },
+        {
+            "optillm_approach": "beam",
+            "beam_mode": rng.choice(["beam", "dvts", "particle"]),
+            "beam_n": rng.choice([2, 4]),
+            "beam_steps": rng.randint(1, 4),
+            "beam_select": rng.choice(["last", "vote"]),
+            "seed": rng.randint(0, 10**6),
+        },
+    ]
+
+
+LISTS = ("plan how to verify", "break a problem down")
+"""Helpers that are to write a list of questions."""
 
 
 def echo_script(call: Seen) -> Said:
@@ -99,14 +192,33 @@ def echo_script(call: Seen) -> Said:
         return f"Score: {int(digest[:4], 16) % 101 / 10}"
     if call.stage == "eval":
         return f"Score: {int(digest[:4], 16) % 101 / 100}"
+    if "select ways of reasoning" in call.system:
+        return f"Modules: {int(digest[:2], 16) % 39 + 1}, {int(digest[2:4], 16) % 39 + 1}"
+    if "feedback on a reply" in call.system:
+        return f"said {digest[:12]}\nScore: {int(digest[:2], 16) % 11}\nRefine: yes"
+    if "several ways to go on" in call.system:
+        return "\n".join(f"Proposal {i}: say {digest[4 * i : 4 * i + 4]}" for i in (1, 2, 3))
+    if "partial solutions" in call.system:
+        verdict = ("sure", "maybe", "impossible")[int(digest[:4], 16) % 3]
+        return f"Verdict: {verdict}\nChoice: {int(digest[4:8], 16) % 4 + 1}"
+    if "nothing else. If nothing is missing" in call.last and int(digest[0], 16) % 4:
+        return [Reply(f"so {digest[:6]} {i}\n\nand on") for i in range(call.n)]
+    if any(words in call.system for words in LISTS):
+        return "\n".join(f"{i}. What is {digest[4 * i : 4 * i + 4]}?" for i in (1, 2, 3))
     if call.stage != "sample":
         return f"said {digest[:12]}"
-    return [_sample(digest, i) for i in range(call.n)]
+    # What is made of a reply alone, as a description of it, carries the marker too.
+    found = MARKER.search(call.text)
+    marker = found[0] if found else ""
+    if "worked examples in prompts" in call.system:
+        return json.dumps([[f"{marker} {digest[:4]} {i}?", str(i)] for i in range(int(digest[0], 16) % 4)])
+    return [_sample(digest, i, marker) for i in range(call.n)]
 
 
-def _sample(digest: str, i: int) -> Reply:
+def _sample(digest: str, i: int, marker: str) -> Reply:
     value = int(digest[i : i + 2], 16) % 4
-    text = f"<thinking>{digest[:6]}</thinking><output>{digest[:8]} {i}\nThe answer is {value}</output>"
+    said = f"{marker} {digest[:8]} {i}\nThe answer is {value}"
+    text = f"<thinking>{digest[:6]}</thinking><output>{said}</output>"
     return Reply(text, usage={"completion_tokens": int(digest[:3], 16)})
 
 

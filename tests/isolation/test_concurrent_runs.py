@@ -9,6 +9,8 @@ from collections import Counter
 
 import pytest
 
+from optillm.core.plan import parse_spec, units
+from optillm.plugins import builtin_registry
 from tests.fakes import ScriptedUpstream
 from tests.isolation.alone import alone, among_others
 from tests.isolation.requests import asked, by_marker, echo_script, marks, random_request
@@ -55,10 +57,11 @@ async def test_usage_and_calls_are_those_of_the_request_s_own_calls() -> None:
 
 
 def test_the_requests_are_of_all_kinds() -> None:
-    plans = Counter(body["optillm_approach"].partition("(")[0] for body in REQUESTS)
-    for slug in ("none", "re2", "cot_reflection", "bon", "moa", "self_consistency", "mcts"):
-        assert plans[slug] >= 10, plans
-    for sign in "&|":
+    registry = builtin_registry()
+    plans = [parse_spec(body["optillm_approach"], registry) for body in REQUESTS]
+    used = Counter(unit.slug for plan in plans for unit in units(plan))
+    assert all(used[approach.slug] >= 5 for approach in registry), used
+    for sign in "&|>":
         assert sum(sign in body["optillm_approach"] for body in REQUESTS) >= 10
     for field in ("stream", "tools", "n", "optillm_budget", "stop", "temperature"):
         assert sum(field in body for body in REQUESTS) >= 20, field

@@ -22,7 +22,7 @@ ALL: list[tuple[e.OptiError, int, str, dict[str, str]]] = [
     (e.UpstreamEmpty("m"), 502, "upstream_empty", {}),
     (e.Overloaded("m", 2.5), 503, "overloaded_error", {"Retry-After": "2.5"}),
     (e.UpstreamTimeout("m"), 504, "upstream_timeout", {}),
-    (e.BudgetExceeded("deadline"), 504, "budget_exceeded", {}),
+    (e.BudgetExceeded("deadline"), 504, "upstream_timeout", {}),
     (e.BudgetExceeded("shutdown"), 503, "budget_exceeded", {}),
     (e.BudgetExceeded("max_calls"), 400, "budget_exceeded", {}),
     (e.UpstreamError("m", upstream_status=429, retry_after="7"), 429, "upstream_error", {"Retry-After": "7"}),

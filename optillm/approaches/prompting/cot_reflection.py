@@ -14,7 +14,7 @@ import re
 
 from optillm.core.answers import strip_think
 from optillm.core.llm import LLM
-from optillm.core.params import ApproachParams, field
+from optillm.core.params import FullResponseParams, field
 from optillm.core.registry import approach
 from optillm.core.reply import Answer, Reply
 from optillm.core.streaming import StreamView
@@ -41,16 +41,9 @@ _SECTION = re.compile(r"<(thinking|reflection)>(?:(?!<\1>).)*?</\1>", re.S)
 _TAG = re.compile(r"</?(?:thinking|reflection|output)>")
 
 
-class Params(ApproachParams):
+class Params(FullResponseParams):
     """Parameters of ``cot_reflection``."""
 
-    return_full_response: bool = field(
-        False,
-        "return the reply with its sections",
-        alias="return_full_response",
-        flags=("--return-full-response",),
-        env="OPTILLM_RETURN_FULL_RESPONSE",
-    )
     expose_reasoning: bool = field(
         False, "put the thinking into reasoning_content", alias="cot_expose_reasoning"
     )

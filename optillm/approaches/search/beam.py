@@ -363,8 +363,7 @@ class _Search:
         if step != reply.visible:
             # What was cut off counts for nothing, and neither does the reason why it ended.
             reply = replace(reply.with_text(step), finish_reason="stop", logprobs=None)
-        # The line before it keeps a short step from being taken for an answer as a whole.
-        return parent.then(reply, finished=reply.truncated or final_answer(f"Step:\n{step}") is not None)
+        return parent.then(reply, finished=reply.truncated or _states_answer(step))
 
     async def scored(self, candidates: Sequence[Partial]) -> list[Partial]:
         """The candidates with their scores; equal ones are judged once, and kept once but as particles."""
@@ -377,6 +376,12 @@ class _Search:
         values = {c.key: value or 0.0 for c, value in zip(new, scores, strict=True)}
         kept = candidates if self.p.mode == "particle" else rivals
         return [c if c.judged else replace(c, value=values[c.key], judged=True) for c in kept]
+
+
+def _states_answer(step: str) -> bool:
+    # The line before it keeps a short step from being taken for an answer as a whole; and weak models
+    # repeat the pattern that they are shown.
+    return final_answer(f"Step:\n{step}") not in (None, "<the answer>")
 
 
 def _wants_json(task: Task) -> bool:

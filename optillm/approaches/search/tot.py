@@ -50,7 +50,8 @@ _VERDICT = re.compile(r"verdict\W{0,12}(sure|maybe|likely|impossible)\b", re.I)
 _CHOICE = re.compile(r"choice\W{0,12}(\d{1,3})\b", re.I)
 _PROPOSAL = re.compile(r"^[^\w\n]{0,6}proposal\s{1,3}\d{1,2}[*_]{0,3}[:.)][*_]{0,3}", re.I | re.M)
 _ITEM = re.compile(r"^\s{0,3}\d{1,2}[.)]\s+", re.M)
-_FINAL = re.compile(r"^\W{0,6}final\s{1,3}answer\W{0,4}:", re.I | re.M)
+# Weak models repeat the pattern that they are shown; that is no answer.
+_FINAL = re.compile(r"^\W{0,6}final\s{1,3}answer\W{0,4}:(?!\s*<the answer>)", re.I | re.M)
 
 
 class Params(ApproachParams):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from optillm.core.judges.absolute import absolute
 from optillm.core.judges.checks import ASPECTS, aspects, checklist, verify
+from optillm.core.judges.facts import exact, reward, tests
 from optillm.core.judges.pairwise import compare, pairwise
 from optillm.core.judges.params import JudgeParams
 from optillm.core.llm import LLM
@@ -41,6 +42,9 @@ async def score(
         "aspects": aspects,
         "verify": verify,
         "checklist": checklist,
+        "tests": tests,
+        "exact": exact,
+        "reward": reward,
     }
     return await judges[p.judge](llm, task, candidates, p, stage=stage)
 
@@ -51,5 +55,8 @@ def judge_calls(p: JudgeParams, k: int) -> int:
         "pairwise": k * (k - 1) * p.times,
         "aspects": k * len(p.judge_aspects or ASPECTS) * p.times,
         "checklist": 1 + k * p.times,
+        "tests": 1,
+        "exact": 0,
+        "reward": k,
     }
     return calls.get(p.judge, k * p.times)

@@ -32,6 +32,11 @@ class JudgeParams(ApproachParams):
         """Judgements per candidate, pair or aspect."""
         return self.judge_samples or (VERIFICATIONS if self.judge == "verify" else 1)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the server must have for this judge."""
+        return {"tests": frozenset({"sandbox"}), "reward": frozenset({"reward"})}.get(self.judge, frozenset())
+
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """``exact`` needs its reference."""
         if self.judge == "exact" and self.judge_reference is None:

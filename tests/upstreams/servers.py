@@ -1,0 +1,53 @@
+"""Small servers for what a scripted upstream does not do, and upstreams in front of them."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from optillm.core.upstream import Call
+from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream, make_session
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+KEY = "sk-the-key-of-the-server"
+COMPLETION = {
+    "id": "x",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],
+}
+
+
+@asynccontextmanager
+async def answering(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """A server whose every path is one handler; yields its base URL."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    try:
+        scheme = "https" if tls else "http"
+        yield f"{scheme}://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def upstream(
+    base_url: str, *, key: str | None = KEY, tls: ssl.SSLContext | bool = True, **options: Any
+) -> AsyncIterator[OpenAIUpstream]:
+    """An upstream that retries at once, and only if told to."""
+    limits = HTTPOptions(**{"retries": 0, "backoff": 0.001, **options})
+    async with make_session(tls) as session:
+        yield OpenAIUpstream("up", base_url, key, session, limits)
+
+
+def call(text: str = "hi", *, run: str = "run", bearer: str | None = None, **fields: Any) -> Call:
+    """A call as a run makes it."""
+    return Call({"model": "m", "messages": [{"role": "user", "content": text}], **fields}, run, bearer)
