@@ -60,19 +60,19 @@ def test_draws_are_distributed_as_believed() -> None:
 
 
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
-def test_draws_are_finite_whatever_the_generator_says(prior: Gaussian | Beta) -> None:
+def test_draws_are_finite_whatever_the_generator_says(prior: type[Gaussian | Beta]) -> None:
     class Low(Random):
         def random(self) -> float:
             return 0.5**53
 
-    assert math.isfinite(prior.draw(Low(0)))
+    assert math.isfinite(prior().draw(Low(0)))
 
 
 # -- the tree ------------------------------------------------------------------------------------
 
 
 def grown(prior: str, scores: list[float | None], wave: int, seed: int) -> Tree:
-    tree = Tree(PRIORS[prior], ("a", "b"), Random(seed))
+    tree = Tree(PRIORS[prior](), ("a", "b"), Random(seed))
     left = list(scores)
     while left:
         trials = [tree.ask() for _ in range(min(wave, len(left)))]
@@ -98,7 +98,7 @@ def test_every_score_is_counted_where_it_belongs_and_nowhere_else(
     tree = grown(prior, scores, wave, seed)
     assert [node.score for node in tree.nodes] == scores
     assert {id(n) for n in tree.nodes} == {id(n) for n in below(tree.root)}
-    assert tree.root.arm == PRIORS[prior]
+    assert tree.root.arm == PRIORS[prior]()
     for node in (tree.root, *tree.nodes):
         children = rated(node.children)
         deeper = [s for child in node.children for s in rated(below(child))]
@@ -128,7 +128,7 @@ def test_the_same_scores_and_seed_grow_the_same_tree(
 
 def test_good_improvements_send_the_search_deeper_and_bad_ones_wider() -> None:
     def depth_of_choices(fresh: float, improved: float) -> float:
-        tree = Tree(PRIORS["gaussian"], (None,), Random(3))
+        tree = Tree(PRIORS["gaussian"](), (None,), Random(3))
         chosen = []
         for _ in range(60):
             trial = tree.ask()
@@ -141,7 +141,7 @@ def test_good_improvements_send_the_search_deeper_and_bad_ones_wider() -> None:
 
 
 def test_the_better_model_is_asked_more_often() -> None:
-    tree = Tree(PRIORS["beta"], ("good", "bad"), Random(5))
+    tree = Tree(PRIORS["beta"](), ("good", "bad"), Random(5))
     for _ in range(60):
         trial = tree.ask()
         tree.tell(trial, ANSWER, 0.9 if trial.model == "good" else 0.2)
@@ -150,7 +150,7 @@ def test_the_better_model_is_asked_more_often() -> None:
 
 
 def test_a_complete_answer_beats_a_cut_one_and_a_rated_one_an_unrated_one() -> None:
-    tree = Tree(PRIORS["beta"], (None,), Random(0))
+    tree = Tree(PRIORS["beta"](), (None,), Random(0))
     root = tree.ask()
     cut = tree.tell(root, CoreReply.of("cut", "length"), 1.0)
     assert tree.best() is cut

@@ -18,7 +18,7 @@ ANSWER = Reply.of("an answer")
 
 
 def our_choices(case: Case) -> list[list[Any]]:
-    tree = Tree(PRIORS[case.prior], case.models, Random(0))
+    tree = Tree(PRIORS[case.prior](), case.models, Random(0))
     chosen: list[list[Any]] = []
     while len(chosen) < len(case.scores):
         trials = []
@@ -62,7 +62,7 @@ def test_with_its_own_random_numbers_treequest_chooses_as_often(prior: str) -> N
     scores = [0.2, 0.9, 0.6, 0.7, 0.3, 0.8]
     places = [(), (), (0,), (0,), (1,), (0, 0)]
     algorithm = treequest.ABMCTSA(dist_type=prior)
-    state, tree = algorithm.init_tree(), Tree(PRIORS[prior], ("a",), Random(1))
+    state, tree = algorithm.init_tree(), Tree(PRIORS[prior](), ("a",), Random(1))
     for place, score in zip(places, scores, strict=True):
         ours, theirs = tree.root, state.tree.root
         for number in place:

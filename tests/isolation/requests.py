@@ -201,7 +201,7 @@ def echo_script(call: Seen) -> Said:
     if "partial solutions" in call.system:
         verdict = ("sure", "maybe", "impossible")[int(digest[:4], 16) % 3]
         return f"Verdict: {verdict}\nChoice: {int(digest[4:8], 16) % 4 + 1}"
-    if "nothing else. If nothing is missing" in call.last and int(digest[0], 16) % 4:
+    if re.search(r"Write step \d+ and nothing else\.", call.last) and int(digest[0], 16) % 4:
         return [Reply(f"so {digest[:6]} {i}\n\nand on") for i in range(call.n)]
     if any(words in call.system for words in LISTS):
         return "\n".join(f"{i}. What is {digest[4 * i : 4 * i + 4]}?" for i in (1, 2, 3))

@@ -115,7 +115,8 @@ class Beta:
 
 
 Belief = Gaussian | Beta
-PRIORS: Mapping[str, Belief] = MappingProxyType({"gaussian": Gaussian(), "beta": Beta()})
+PRIORS: Mapping[str, type[Belief]] = MappingProxyType({"gaussian": Gaussian, "beta": Beta})
+"""The beliefs before any score: the authors' priors are their defaults."""
 
 
 @dataclass(eq=False)
@@ -250,7 +251,7 @@ def worst_calls(p: Params) -> int:
 )
 async def ab_mcts(task: Task, llm: LLM, p: Params) -> Answer:
     """Generate S answers where Thompson sampling says, new ones or improved ones; return the best."""
-    tree = Tree(PRIORS[p.prior], p.models or (None,), llm.rng)
+    tree = Tree(PRIORS[p.prior](), p.models or (None,), llm.rng)
     error: OptiError | None = None
     for first in range(0, p.simulations, p.parallel):
         if llm.run.budget.ended:
