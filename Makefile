@@ -5,7 +5,7 @@ BIN := .venv/bin
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=.venv
 LOCK := $(UV) pip compile pyproject.toml -q --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: demo test lint format bench docs wheel lock techniques clean
+.PHONY: demo test compare lint format bench docs wheel lock techniques clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.demo
@@ -13,6 +13,10 @@ demo: .venv/.demo
 
 test: .venv/.dev
 	$(BIN)/pytest -n 2
+
+compare: .venv/.dev
+	$(UV_ENV) $(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements/compare.txt
+	$(BIN)/pytest tests/compare
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check optillm tests benchmarks
@@ -40,6 +44,7 @@ wheel: .venv/.dev
 lock: $(UV)
 	$(LOCK) --group dev --extra embedded --extra azure --extra wsgi --extra sandbox --extra wasm -o requirements/dev.txt
 	$(LOCK) --group demo -c requirements/dev.txt -o requirements/demo.txt
+	$(LOCK) --group compare -c requirements/dev.txt -o requirements/compare.txt
 
 clean:
 	rm -rf .venv .tools dist site

@@ -241,7 +241,7 @@ def test_what_stops_the_start(argv: list[str], said: str) -> None:
         ('[prices.m]\ninput = "x"\noutput = 1', "prices.m.input must be a number, not text"),
         ("[prices.m]\ninput = -1\noutput = 1", "prices.m.input must be a number of at least 0"),
         ("[prices.m]\nin = 1", "prices.m: unknown key 'in'; allowed: input, output"),
-        ("[approaches.zzz]", "unknown key 'approaches.zzz'; allowed: bon, "),
+        ("[approaches.zzz]", "unknown key 'approaches.zzz'; allowed: "),
         ("[approaches]\nbon = 5", "approaches.bon must be a table"),
         ("[approaches.bon]\nm = 5", "approaches.bon: unknown key 'm'; allowed: "),
         ('[approaches.bon]\nn = "5"', "approaches.bon.n: 'best_of_n' must be an integer from 1 to 64"),

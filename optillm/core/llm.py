@@ -247,9 +247,12 @@ class LLM:
 
         Raises:
             OptiError: the upstream refused the call for good, or the client has seen part of the answer.
+            BudgetExceeded: the budget ended; what was kept is the answer.
         """
         try:
             return await self.answer(stage, messages, **options)
+        except BudgetExceeded:
+            raise
         except OptiError as error:
             if self.shown or not degradable(error):
                 raise

@@ -117,6 +117,7 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
         {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
         *_helped(rng, budget),
         *_populations(rng, budget),
+        *_searched(rng, budget),
     ]
     return options[number % len(options)]
 
@@ -148,6 +149,37 @@ def _helped(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
             "debate_rounds": rng.randint(1, 2),
             # Summaries run side by side: which of them gets the last call of a budget is chance.
             **({"debate_summarize": True} if rng.random() < 0.3 else budget),
+        },
+    ]
+
+
+def _searched(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tree searches. Those that draw random numbers have a seed."""
+    return [
+        {
+            "optillm_approach": "ab_mcts",
+            "ab_mcts_simulations": rng.randint(1, 6),
+            # Within a wave, who gets the last call of a budget is a matter of time.
+            "ab_mcts_parallel": 1 if budget else rng.randint(1, 3),
+            "ab_mcts_prior": rng.choice(["gaussian", "beta"]),
+            "ab_mcts_models": rng.choice([[], ["model-7", "model-8"]]),
+            "seed": rng.randint(0, 10**6),
+            **budget,
+        },
+        {
+            "optillm_approach": "tot",
+            "tot_steps": rng.randint(1, 3),
+            "tot_generate": rng.choice(["propose", "sample"]),
+            "tot_votes": rng.randint(1, 2),
+            **rng.choice([{"tot_evaluate": "vote"}, {"tot_search": "dfs", "tot_expansions": 3}, {}]),
+        },
+        {
+            "optillm_approach": "beam",
+            "beam_mode": rng.choice(["beam", "dvts", "particle"]),
+            "beam_n": rng.choice([2, 4]),
+            "beam_steps": rng.randint(1, 4),
+            "beam_select": rng.choice(["last", "vote"]),
+            "seed": rng.randint(0, 10**6),
         },
     ]
 
@@ -212,6 +244,13 @@ def echo_script(call: Seen) -> Said:
         return f"Modules: {int(digest[:2], 16) % 39 + 1}, {int(digest[2:4], 16) % 39 + 1}"
     if "feedback on a reply" in call.system:
         return f"said {digest[:12]}\nScore: {int(digest[:2], 16) % 11}\nRefine: yes"
+    if "several ways to go on" in call.system:
+        return "\n".join(f"Proposal {i}: say {digest[4 * i : 4 * i + 4]}" for i in (1, 2, 3))
+    if "partial solutions" in call.system:
+        verdict = ("sure", "maybe", "impossible")[int(digest[:4], 16) % 3]
+        return f"Verdict: {verdict}\nChoice: {int(digest[4:8], 16) % 4 + 1}"
+    if re.search(r"Write step \d+ and nothing else\.", call.last) and int(digest[0], 16) % 4:
+        return [Reply(f"so {digest[:6]} {i}\n\nand on") for i in range(call.n)]
     if any(words in call.system for words in LISTS):
         return "\n".join(f"{i}. What is {digest[4 * i : 4 * i + 4]}?" for i in (1, 2, 3))
     if "verify answers" in call.system:
