@@ -175,7 +175,7 @@ async def test_bad_input_and_refusals() -> None:
             ("subset", 17),
             ("steps", 0),
             ("final", "best"),
-            ("subset", 7),
+            ("population", 2),
         ):
             answer = await proxy.ask("rsa-m", **{f"rsa_{field}": value})
             assert (answer.status, answer.error["param"]) == (400, f"rsa_{field}")

@@ -201,7 +201,7 @@ async def test_tool_calls_can_win() -> None:
 
 async def test_bad_input_and_refusals() -> None:
     async with rivals("ab", refusal(403, "no")) as up, serving(up) as proxy:
-        for field, value in (("n", 1), ("opponents", 0), ("mode", "swiss"), ("judge", "absolute")):
+        for field, value in (("n", 1), ("opponents", 0), ("mode", "swiss"), ("judge_samples", 33)):
             answer = await proxy.ask("tournament-m", **{f"tournament_{field}": value})
             assert (answer.status, answer.error["param"]) == (400, f"tournament_{field}")
         assert up.calls == []

@@ -45,7 +45,7 @@ class Params(ApproachParams):
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """A subset is part of the population."""
         if self.subset > self.population:
-            yield "subset", f"is {self.subset}, but the population is only {self.population}"
+            yield "population", f"is {self.population}, too few to draw {self.subset} of them (rsa_subset)"
 
 
 def aggregation(task: Task, subset: Sequence[Reply], nonce: str) -> Task:

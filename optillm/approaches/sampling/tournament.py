@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Literal
 
-from optillm.core.judges import JudgeParams, compare
+from optillm.core.judges import ComparisonParams, compare
 from optillm.core.llm import LLM
 from optillm.core.params import field
 from optillm.core.registry import approach
@@ -37,7 +37,7 @@ from optillm.core.task import Task
 Pair = tuple[int, int]
 
 
-class Params(JudgeParams):
+class Params(ComparisonParams):
     """Parameters of ``tournament``."""
 
     n: int = field(4, "candidates to sample", ge=2, le=64)
@@ -46,9 +46,6 @@ class Params(JudgeParams):
         3, "whom each candidate meets in a league; all others if there are fewer", ge=1, le=63
     )
     temperature: float = field(1.0, "of the samples", ge=0, le=2)
-    judge: Literal["pairwise"] = field(
-        "pairwise", "a match is a comparison of two; judge_samples is how many comparisons"
-    )
 
 
 def matches(p: Params, candidates: int) -> int:
