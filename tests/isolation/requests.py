@@ -51,8 +51,8 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.25:
         del body["seed"]
     body.update(_technique(number, rng))
-    if body.get("plansearch_mode") == "tree":
-        # Which leaves grow is a matter of the run's random numbers, so of its seed.
+    if body.get("plansearch_mode") == "tree" or body["optillm_approach"] == "rstar":
+        # Which leaves grow, and which steps follow, is a matter of the run's random numbers, so of its seed.
         body.setdefault("seed", number)
     if "optillm_budget" in body:
         # Which of several pipelines gets the last call of a budget is a matter of time.
@@ -107,6 +107,21 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
             "plansearch_leaves": rng.randint(3, 6),
             "plansearch_criticism": rng.random() < 0.3,
             **budget,
+        },
+        {
+            "optillm_approach": "z3",
+            "z3_attempts": rng.randint(1, 3),
+            "z3_speculative": rng.random() < 0.3,
+            **budget,
+        },
+        {
+            "optillm_approach": "rstar",
+            "rstar_max_depth": rng.randint(2, 4),
+            "rstar_num_rollouts": rng.randint(1, 5),
+            "rstar_votes": rng.randint(1, 2),
+            "rstar_finalize": rng.random() < 0.7,
+            # Which of several rollouts gets the last call of a budget is a matter of time.
+            **({"rstar_parallel": 1, **budget} if budget else {}),
         },
         {"optillm_approach": f"re2&bon(best_of_n={rng.randint(2, 3)})"},
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
@@ -166,6 +181,9 @@ def echo_script(call: Seen) -> Said:
         return f"said {digest[:12]}\nScore: {int(digest[:2], 16) % 11}\nRefine: yes"
     if any(words in call.system for words in LISTS):
         return "\n".join(f"{i}. What is {digest[4 * i : 4 * i + 4]}?" for i in (1, 2, 3))
+    if "programs for solvers" in call.system or "into programs" in call.system:
+        failing = "\n1/0" if int(digest[0], 16) % 3 == 0 else ""
+        return f"<solver>yes</solver>\n```python\nprint('{digest[:12]}'){failing}\n```"
     if call.stage != "sample":
         return f"said {digest[:12]}"
     # What is made of a reply alone, as a description of it, carries the marker too.
