@@ -16,7 +16,7 @@ MEMORY_MB = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Results:
     """How a candidate did.
 
     Args:
@@ -34,19 +34,19 @@ async def pass_rates(llm: LLM, tests: PublicTests, candidates: Sequence[Reply]) 
     return None if results is None else [result.rate for result in results]
 
 
-async def run_tests(llm: LLM, tests: PublicTests, candidates: Sequence[Reply]) -> list[Tested] | None:
+async def run_tests(llm: LLM, tests: PublicTests, candidates: Sequence[Reply]) -> list[Results] | None:
     """How each candidate does; None if tests cannot be run here."""
     codes = await asyncio.to_thread(
         lambda: [candidate_code(c.text, truncated=c.truncated) for c in candidates]
     )
 
-    async def run(index: int, code: str | None) -> Tested:
+    async def run(index: int, code: str | None) -> Results:
         if code is None:
-            return Tested(0.0, ("There is no complete Python program in it.",))
+            return Results(0.0, ("There is no complete Python program in it.",))
         # Not the mark of the prompts: whoever wrote the candidate has seen that one.
         mark = f"{llm.run.rng(f'tests/{llm.pipeline}/{index}').getrandbits(64):016x}"
         ran = await llm.sandbox.run(program(code, tests, mark), timeout=SECONDS, memory_mb=MEMORY_MB)
-        return Tested(passed(ran.stdout, mark), tuple(failures(ran.stdout, tests, mark)))
+        return Results(passed(ran.stdout, mark), tuple(failures(ran.stdout, tests, mark)))
 
     try:
         return await llm.gather(*(run(i, code) for i, code in enumerate(codes)))
