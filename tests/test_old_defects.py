@@ -31,7 +31,7 @@ The numbers are those of the server's specification, section 9.
 18. Model list per call, 500 when the upstream is down: here, and ``clients/test_openai_sdk.py``.
 19. ``--ssl-verify`` inverted, bearer clients without TLS settings: here.
 20. Model-written code in the server's process: nothing of the package evaluates text but the program that
-    runs inside the sandbox: here. (``z3`` and ``coc`` come with their parts.)
+    runs inside the sandbox: here. (``z3``: ``approaches/test_z3.py``, case 7; ``coc`` comes with its part.)
 21. Start imports torch and the like: here.
 """
 
@@ -85,6 +85,8 @@ def another(param: Param) -> Any:
         return next(v for v in schema["enum"] if v != param.default)
     if schema["type"] == "boolean":
         return not param.default
+    if schema["type"] == "array" and schema["items"]["type"] == "number":
+        return [0.25] * schema.get("minItems", 1)
     if schema["type"] == "array":
         return ["other-model"]
     if schema["type"] == "string":

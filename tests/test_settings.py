@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 import trustme
 
-from optillm.core.params import ApproachParams, field
-from optillm.core.registry import Approach, Registry
-from optillm.core.reply import Answer
 from optillm.core.usage import Price
 from optillm.plugins import builtin_registry
 from optillm.settings import OPTIONS, Key, Settings, SettingsError, load, parser, sha256
@@ -111,7 +108,9 @@ def test_every_parameter_of_every_technique_has_a_flag_and_a_variable() -> None:
             dashed = f"--{approach.slug}-{param.name}".replace("_", "-")
             variable = f"OPTILLM_{approach.slug}_{param.name}".upper()
             base = param.schema().get("anyOf", [param.schema()])[0]
-            text = {"boolean": "true", "string": (base.get("enum") or ["x"])[0], "array": "x"}.get(
+            item = "x" if base.get("items", {}).get("type") == "string" else "0.5"
+            items = ",".join([item] * base.get("minItems", 1))
+            text = {"boolean": "true", "string": (base.get("enum") or ["x"])[0], "array": items}.get(
                 base["type"], str(base.get("minimum", 1))
             )
             assert param.name in settings(dashed, text).params[approach.slug]
@@ -395,35 +394,26 @@ def test_warnings() -> None:
     assert "NOT VERIFIED" in settings("--no-ssl-verify").warnings[0]
 
 
-OLD = ["--rstar-max-depth", "3", "--rstar-num-rollouts=5", "--rstar-c", "1.4", "--cepo_bestofn_n", "3",
-       "--cepo_print_output", "--cepo_config_file", "x.yaml"]  # fmt: skip
+OLD = ["--cepo_bestofn_n", "3", "--cepo-planning-n=4", "--cepo_print_output", "--cepo_config_file", "x.yaml"]
 
 
 def test_flags_of_techniques_to_come_are_accepted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    s = settings(*OLD, "--port", "9", OPTILLM_RSTAR_C="1.4")
+    s = settings(*OLD, "--port", "9", OPTILLM_CEPO_BESTOFN_N="3")
     assert s.port == 9
     warned = [r.getMessage().partition(" ")[0] for r in caplog.records if r.levelno == logging.WARNING]
-    assert warned == [*(a.partition("=")[0] for a in OLD if a.startswith("--")), "OPTILLM_RSTAR_C"]
+    assert warned == [*(a.partition("=")[0] for a in OLD if a.startswith("--")), "OPTILLM_CEPO_BESTOFN_N"]
     assert "unknown argument '--rstar-x'" in refusal("--rstar-x", "1")
 
 
 def test_a_flag_is_real_once_its_technique_is_there(caplog: pytest.LogCaptureFixture) -> None:
-    class Params(ApproachParams):
-        max_depth: int = field(3, "levels", ge=1, le=8)
-        c: float = field(1.4, "the c of UCT", ge=0, le=10)
-
-    async def run(task: Any, llm: Any, p: Any) -> Answer:
-        raise NotImplementedError
-
-    rstar = Approach("rstar", "search", "rStar", "", "?", "?", run, Params)
-    registry = Registry([*REGISTRY, rstar])
-    s = load(["--rstar-max-depth", "4"], {"OPTILLM_RSTAR_C": "2"}, registry, lambda what: True)
-    assert s.params["rstar"] == {"max_depth": 4, "c": 2.0}
+    s = settings("--rstar-max-depth", "4", "--rstar-num-rollouts=7", OPTILLM_RSTAR_C="2")
+    assert s.params["rstar"] == {"max_depth": 4, "num_rollouts": 7, "c": 2.0}
+    variables = {"OPTILLM_RSTAR_MAX_DEPTH": "5", "OPTILLM_RSTAR_NUM_ROLLOUTS": "9"}
+    s = settings("--rstar-c", "0.5", **variables)
+    assert s.params["rstar"] == {"max_depth": 5, "num_rollouts": 9, "c": 0.5}
     assert caplog.records == []
-    with pytest.raises(SettingsError, match="from 1 to 8"):
-        load(["--rstar-max-depth", "9"], {}, registry, lambda what: True)
-    with pytest.raises(SettingsError, match="unknown argument '--rstar-num-rollouts'"):
-        load(["--rstar-num-rollouts", "9"], {}, registry, lambda what: True)
+    assert "from 2 to 10" in refusal("--rstar-max-depth", "11")
+    assert "from 1 to 64" in refusal(OPTILLM_RSTAR_NUM_ROLLOUTS="65")
 
 
 def test_help_names_every_setting_and_parameter() -> None:

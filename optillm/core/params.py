@@ -116,6 +116,8 @@ class Param:
             high = "" if self.rule.le is None else f"{self.rule.le:g}"
             span = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
             sized = get_origin(base) is tuple
+            if sized and low == high:
+                span = low
             words += (" of length " if sized else " from " if low and high else " ") + span
         return words + (" or null" if optional else "")
 

@@ -5,6 +5,7 @@ Pure: it reads texts and writes a program; who runs that program, and where, is 
     tests = find_tests(question)                      # None if the question shows no tests
     source = program(candidate_code(reply), tests, mark)
     rate = passed(outcome.stdout, mark)               # 0 to 1
+    wrong = failures(outcome.stdout, tests, mark)     # the tests that failed, in words
 
 ``mark`` is a random word that the candidate's author cannot have known: lines without it count for
 nothing, so code that prints results of its own gains nothing by it.
@@ -107,11 +108,39 @@ def program(code: str, tests: PublicTests, mark: str) -> str:
 
 def passed(stdout: str, mark: str) -> float:
     """The share of the tests that were passed, 0 to 1, from what the program printed."""
-    lines = [line.split() for line in stdout.splitlines()]
-    marked = [words[1:] for words in lines if len(words) == 3 and words[0] == mark]
-    totals = [int(number) for kind, number in marked if kind == "tests" and number.isdecimal()]
-    good = {number for kind, number in marked if kind == "pass"}
+    marked = _marked(stdout, mark)
+    totals = [int(number) for kind, number, _ in marked if kind == "tests" and number.isdecimal()]
+    good = {number for kind, number, _ in marked if kind == "pass"}
     return min(1.0, len(good) / totals[0]) if totals and totals[0] else 0.0
+
+
+def failures(stdout: str, tests: PublicTests, mark: str) -> list[str]:
+    """Each test that was not passed, with what happened instead, from what the program printed."""
+    marked = _marked(stdout, mark)
+    good = {number for kind, number, _ in marked if kind == "pass"}
+    why = {number: text for kind, number, text in marked if kind == "fail"}
+    shown = [*map(_shown_check, tests.checks), *map(_shown_pair, tests.pairs)]
+    return [
+        f"{test}\n-> {why.get(str(i), 'it did not come to an end')}"
+        for i, test in enumerate(shown)
+        if str(i) not in good
+    ]
+
+
+def _marked(stdout: str, mark: str) -> list[tuple[str, str, str]]:
+    """The harness's own lines: kind, number and, for a failure, what happened."""
+    lines = [line.split(" ", 3) for line in stdout.splitlines()]
+    return [
+        (words[1], words[2], "".join(words[3:])) for words in lines if len(words) > 2 and words[0] == mark
+    ]
+
+
+def _shown_check(check: Check) -> str:
+    return check.source if check.want is None else f"{check.source}\n(expected: {check.want})"
+
+
+def _shown_pair(pair: Pair) -> str:
+    return f"input:\n{pair.stdin.rstrip()}\n(expected output: {pair.stdout})"
 
 
 def _sessions(lines: list[str]) -> Iterator[Check]:
@@ -242,11 +271,14 @@ def _main(code, checks, pairs, mark):
     write, names = os.write, dict(vars(builtins))
     streams = sys.stdin, sys.stdout, sys.stderr
 
-    def say(kind, value):
-        write(1, f"\\n{mark} {kind} {value}\\n".encode())
+    def say(kind, value, why=""):
+        write(1, f"\\n{mark} {kind} {value} {why}".rstrip().encode("utf-8", "replace") + b"\\n")
 
     def apart(action, given=""):
-        """Run an action with standard streams of its own; returns (it ended well, its value, its output)."""
+        """Run an action with standard streams of its own.
+
+        Returns whether it ended well, its value or the exception that ended it, and its output.
+        """
         vars(builtins).update(names)
         out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
         sys.stdin = io.TextIOWrapper(io.BytesIO(given.encode()), encoding="utf-8")
@@ -256,8 +288,9 @@ def _main(code, checks, pairs, mark):
             value = action()
         except SystemExit as end:
             good = end.code in (None, 0)
-        except BaseException:
-            good = False
+            value = None if good else end
+        except BaseException as error:
+            good, value = False, error
         finally:
             sys.stdin, sys.stdout, sys.stderr = streams
             vars(builtins).update(names)
@@ -285,20 +318,43 @@ def _main(code, checks, pairs, mark):
             return abs(value - wanted) <= 1e-6 * max(1.0, abs(wanted))
         return type(value) == type(wanted) and bool(value == wanted)
 
+    def told(source, space, good, value, printed):
+        """What came of a test that was not passed."""
+        last = ast.parse(source).body[-1]
+        if isinstance(value, AssertionError) and isinstance(getattr(last, "test", None), ast.Compare):
+            left = last.test.left
+            good, value = True, eval(compile(ast.Expression(left), "test", "eval"), space)
+        if not good:
+            return f"{type(value).__name__}: {value}"
+        return "it gave " + repr(printed if value is None and printed else value)
+
+    def why(*outcome):
+        """The same on one line, of values whose own methods may fail."""
+        good, said, _ = apart(lambda: " ".join(str(told(*outcome)).split())[:300])
+        return said if good else "it gave what cannot be shown"
+
     def lines(text):
         return [line.split() for line in text.strip().splitlines()]
 
     say("tests", len(checks) + len(pairs))
     space = {"__name__": "candidate"}
-    if checks:
-        apart(lambda: exec(compile(code, "candidate", "exec"), space))
+    loaded = apart(lambda: exec(compile(code, "candidate", "exec"), space)) if checks else (True,)
     for number, (source, want) in enumerate(checks):
-        good, value, printed = apart(lambda: shows(source, space))
-        if good and want is not None:
-            good = apart(lambda: meets(value, printed, want))[1]
-        say("pass" if good else "fail", number)
+        ran, value, printed = apart(lambda: shows(source, space))
+        good = ran
+        if ran and want is not None:
+            good = apart(lambda: meets(value, printed, want))[1] is True
+        if good:
+            say("pass", number)
+        elif not loaded[0]:
+            say("fail", number, "the program itself ended with " + why("0", space, *loaded))
+        else:
+            say("fail", number, why(source, space, ran, value, printed))
     for number, (given, want) in enumerate(pairs):
         fresh = {"__name__": "__main__"}
-        good, _, printed = apart(lambda: exec(compile(code, "candidate", "exec"), fresh), given)
-        say("pass" if good and lines(printed) == lines(want) else "fail", number)
+        good, value, printed = apart(lambda: exec(compile(code, "candidate", "exec"), fresh), given)
+        if good and lines(printed) == lines(want):
+            say("pass", number)
+        else:
+            say("fail", number, why("0", {}, good, None if good else value, printed))
 '''

@@ -41,6 +41,14 @@ class Outcome:
 class Sandbox(Protocol):
     """Runs Python code that nobody has looked at."""
 
+    async def start(self) -> tuple[str, ...]:
+        """Make it ready, if it is not; the modules that code finds imported already.
+
+        Raises:
+            SandboxUnavailable: there is no sandbox on this machine; says why.
+        """
+        ...
+
     async def run(
         self,
         code: str,

@@ -6,24 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
 
 from optillm.core.tools import Outcome, Sandbox
 from optillm.protocol.errors import SandboxUnavailable
 from optillm.sandbox.namespaces import NamespaceSandbox
 from optillm.sandbox.wasm import WasmSandbox
-
-
-class Wall(Sandbox, Protocol):
-    """A sandbox that can be asked to start before its first run."""
-
-    async def start(self) -> tuple[str, ...]:
-        """Make it ready; the libraries that are warm.
-
-        Raises:
-            SandboxUnavailable: it cannot be had here; says why.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,7 @@ def open_sandbox(choice: str = "auto") -> Sandbox | None:
     """
     if choice == "off":
         return None
-    walls: dict[str, tuple[Wall, ...]] = {
+    walls: dict[str, tuple[Sandbox, ...]] = {
         "auto": (NamespaceSandbox(), WasmSandbox()),
         "namespaces": (NamespaceSandbox(),),
         "wasm": (WasmSandbox(),),
@@ -64,7 +51,7 @@ async def probe() -> tuple[Probe, ...]:
 
 
 async def _probe(name: str) -> Probe:
-    wall: Wall = NamespaceSandbox() if name == "namespaces" else WasmSandbox()
+    wall: Sandbox = NamespaceSandbox() if name == "namespaces" else WasmSandbox()
     try:
         modules = await wall.start()
         outcome = await wall.run("print(6 * 7)")
@@ -85,10 +72,14 @@ class FirstAvailable:
         walls: in the order of preference.
     """
 
-    def __init__(self, walls: tuple[Wall, ...]) -> None:
+    def __init__(self, walls: tuple[Sandbox, ...]) -> None:
         self._walls = walls
-        self._chosen: Wall | None = None
+        self._chosen: Sandbox | None = None
         self._choosing = asyncio.Lock()
+
+    async def start(self) -> tuple[str, ...]:
+        """See :class:`optillm.core.tools.Sandbox`."""
+        return await (await self._choose()).start()
 
     async def run(
         self,
@@ -111,7 +102,7 @@ class FirstAvailable:
         for wall in self._walls:
             await wall.aclose()
 
-    async def _choose(self) -> Wall:
+    async def _choose(self) -> Sandbox:
         async with self._choosing:
             reasons: list[str] = []
             for wall in self._walls if self._chosen is None else ():

@@ -196,12 +196,7 @@ OPTIONS = (
 
 # By slug: flags of old techniques, without dashes. As soon as the technique is there its own
 # parameters are the flags; until then they are accepted with a warning.
-LEGACY = MappingProxyType(
-    {
-        "rstar": re.compile(r"rstar-(max-depth|num-rollouts|c)"),
-        "cepo": re.compile(r"cepo-[a-z0-9-]+"),
-    }
-)
+LEGACY = MappingProxyType({"cepo": re.compile(r"cepo-[a-z0-9-]+")})
 
 
 class CommandLine(argparse.ArgumentParser):

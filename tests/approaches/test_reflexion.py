@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from optillm.approaches.refining.reflexion import reflexion
+import optillm
+from optillm.approaches.refining.reflexion import reflexion, report_of
+from optillm.core.pass_rates import Results
+from optillm.core.tools import Tools
+from optillm.protocol.errors import SandboxUnavailable
+from optillm.sandbox.choose import FirstAvailable
 from tests.approaches.common import calls_a_tool, images, pictured, streamed, tool, tool_call, worst
 from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen, refusal
 from tests.serving import serving
@@ -210,12 +215,129 @@ async def test_the_trace_shows_why() -> None:
         ({"reflexion_checker": "oracle"}, "reflexion_checker"),
         ({"reflexion_checker": "exact"}, "reflexion_checker"),
         ({"reflexion_checker": "llm", "reflexion_reference": "42"}, "reflexion_reference"),
+        ({"reflexion_checker": "tests", "reflexion_reference": "42"}, "reflexion_reference"),
+        ({"reflexion_checker": "tests"}, "reflexion_checker"),
     ],
 )
 async def test_bad_and_contradictory_parameters_make_no_call(fields: dict[str, Any], param: str) -> None:
     async with trying() as up, serving(up) as proxy:
         answer = await proxy.ask("reflexion-test-model", **fields)
         assert (answer.status, answer.error["param"], up.calls) == (400, param, [])
+
+
+# -- tests that the request shows ------------------------------------------------------------------
+
+SHOWS = """Write this function.
+
+def double(n):
+    \"\"\"Twice n.
+    >>> double(2)
+    4
+    >>> double(0)
+    0
+    \"\"\"
+
+assert double(-3) == -6
+"""
+
+
+def coding(*bodies: str) -> ScriptedUpstream:
+    """Trial i returns ``bodies[i]``; the attempt it is shown tells which one it is."""
+
+    def script(call: Seen) -> Said:
+        if call.stage == "reflect":
+            return "Think of zero."
+        if call.stage == "rate":
+            return "Score: 10"
+        shown = max((i for i, b in enumerate(bodies) if f"return {b}\n" in call.last), default=-1)
+        body = bodies[min(shown + 1, len(bodies) - 1)]
+        return f"```python\ndef double(n):\n    return {body}\n```"
+
+    return ScriptedUpstream(script, roles=ROLES)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("checker", ["tests", "auto"])
+async def test_programs_are_tested_until_all_tests_pass(checker: str) -> None:
+    async with coding("abs(2 * n)", "1 / 0 or n", "n * 2") as up, serving(up) as proxy:
+        answer = await proxy.ask("reflexion-test-model", SHOWS, reflexion_checker=checker)
+        assert "return n * 2\n" in answer.text
+        assert (answer.info["calls"], answer.info["depth"]) == (5, 5)
+        first, second = up.of("reflect")
+        assert "It passes 2 of 3 tests of the request." in first.last
+        assert "assert double(-3) == -6\n-> it gave 6\n</check-" in first.last
+        assert "double(2)\n(expected: 4)" not in first.last
+        assert "It passes 0 of 3 tests" in second.last
+        assert "double(2)\n(expected: 4)\n-> ZeroDivisionError: division by zero" in second.last
+        run = (await proxy.get(f"/v1/runs/{answer.info['run_id']}")).json
+        notes = [r["data"] for r in run["records"] if r.get("name") == "reflexion.trial"]
+        assert [n["score"] for n in notes] == [pytest.approx(2 / 3), 0, 1]
+    assert worst(reflexion, checker="tests") == 5
+
+
+@pytest.mark.anyio
+async def test_the_program_that_passes_most_tests_is_the_answer() -> None:
+    async with coding("abs(2 * n)", "None") as up, serving(up) as proxy:
+        answer = await proxy.ask("reflexion-test-model", SHOWS, reflexion_trials=2)
+        assert "abs(2 * n)" in answer.text
+        assert answer.info["calls"] == 3
+
+
+@pytest.mark.anyio
+async def test_a_reply_without_a_program_fails() -> None:
+    async with trying() as up, serving(up) as proxy:
+        answer = await proxy.ask("reflexion-test-model", SHOWS, reflexion_trials=2)
+        assert answer.text == "try 1"
+        assert "no complete Python program" in up.of("reflect")[0].last
+
+
+@pytest.mark.anyio
+async def test_hostile_programs_are_held_by_the_sandbox() -> None:
+    body = "__import__('os').listdir('/etc') or n * 2"
+    async with coding(body) as up, serving(up) as proxy:
+        answer = await proxy.ask("reflexion-test-model", SHOWS, reflexion_trials=2)
+        assert answer.status == 200
+        assert "-> FileNotFoundError" in up.of("reflect")[0].last
+
+
+@pytest.mark.anyio
+async def test_without_a_sandbox_a_judge_is_asked_but_tests_are_refused() -> None:
+    async with coding("n") as up, serving(up, sandbox="off") as proxy:
+        answer = await proxy.ask("reflexion-test-model", SHOWS)
+        assert (answer.status, up.stages()) == (200, ["rate", "sample"])
+        answer = await proxy.ask("reflexion-test-model", SHOWS, reflexion_checker="tests")
+        assert (answer.status, answer.error["code"], len(up.calls)) == (501, "not_configured", 2)
+        answer = await proxy.ask("reflexion-test-model", SHOWS, reflexion_checker="llm")
+        assert answer.info["calls"] == 2
+
+
+@pytest.mark.anyio
+async def test_on_a_machine_without_walls_a_judge_is_asked_but_tests_are_refused() -> None:
+    tools = Tools(sandbox=FirstAvailable(()))
+    async with coding("n") as up:
+        solved = await optillm.solve(
+            SHOWS, approach="reflexion", model="m", upstream=up.base_url, tools=tools
+        )
+        assert "return n\n" in solved.text
+        assert up.stages() == ["rate", "sample"]
+        with pytest.raises(SandboxUnavailable):
+            await optillm.solve(
+                SHOWS, approach="reflexion(checker=tests)", model="m", upstream=up.base_url, tools=tools
+            )
+        assert len(up.calls) == 2
+
+
+@pytest.mark.anyio
+async def test_a_reference_beats_the_tests_of_the_request() -> None:
+    async with coding("n") as up, serving(up) as proxy:
+        answer = await proxy.ask("reflexion-test-model", SHOWS, reflexion_trials=1, reflexion_reference="7")
+        assert (answer.info["calls"], up.stages()) == (1, ["sample"])
+
+
+def test_a_report_is_short() -> None:
+    said = report_of(Results(0.25, tuple(f"f({i})\n-> {'x' * 900}" for i in range(30))), 40)
+    assert said.startswith("It passes 10 of 40 tests")
+    assert len(said) < 2100
 
 
 @pytest.mark.anyio

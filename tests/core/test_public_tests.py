@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm.core.public_tests import Check, Pair, PublicTests, candidate_code, find_tests, passed, program
+from optillm.core.public_tests import (
+    Check,
+    Pair,
+    PublicTests,
+    candidate_code,
+    failures,
+    find_tests,
+    passed,
+    program,
+)
 
 HUMAN_EVAL = '''\
 from typing import List
@@ -28,11 +37,16 @@ def largest(xs: List[int], most: int) -> List[int]:
 MARK = "5ca1ab1e"
 
 
-def run(code: str, tests: PublicTests) -> float:
-    """Run the program in a process of its own (these candidates are our own)."""
+def printed(code: str, tests: PublicTests) -> str:
+    """What the program prints in a process of its own (these candidates are our own)."""
     source = program(code, tests, MARK)
-    ran = subprocess.run([sys.executable, "-I", "-c", source], capture_output=True, text=True, timeout=60)
-    return passed(ran.stdout, MARK)
+    return subprocess.run(
+        [sys.executable, "-I", "-c", source], capture_output=True, text=True, timeout=60
+    ).stdout
+
+
+def run(code: str, tests: PublicTests) -> float:
+    return passed(printed(code, tests), MARK)
 
 
 def found(text: str) -> PublicTests:
@@ -229,3 +243,60 @@ def test_any_text_can_be_searched(text: str) -> None:
 def test_any_code_and_tests_make_a_program(code: str, source: str, want: str) -> None:
     tests = PublicTests(checks=(Check(source, want),), pairs=(Pair(source, want),))
     compile(program(code, tests, MARK), "program", "exec")
+
+
+def test_failures_are_told() -> None:
+    tests = PublicTests(
+        checks=(Check("assert f(1) == 2"), Check("f(2)", "4"), Check("f(3)", "6"), Check("assert f(0)")),
+    )
+    code = "def f(n):\n    if n == 3: raise KeyError('three\\nlines')\n    return n * 2 if n == 1 else -n"
+    out = printed(code, tests)
+    assert passed(out, MARK) == 0.25
+    assert failures(out, tests, MARK) == [
+        "f(2)\n(expected: 4)\n-> it gave -2",
+        "f(3)\n(expected: 6)\n-> KeyError: 'three\\nlines'",
+        "assert f(0)\n-> AssertionError:",
+    ]
+    first = PublicTests(checks=(Check("assert f(1) == 2"),))
+    assert failures(printed("def f(n): return [n]", first), first, MARK) == [
+        "assert f(1) == 2\n-> it gave [1]"
+    ]
+    broken = failures(printed("import absent\ndef f(n): return 2", first), first, MARK)
+    assert broken == [
+        "assert f(1) == 2\n-> the program itself ended with ModuleNotFoundError: No module named 'absent'"
+    ]
+
+
+def test_failures_of_whole_programs() -> None:
+    tests = PublicTests(pairs=(Pair("2\n", "4"), Pair("x\n", "0")))
+    assert failures(printed("print(int(input()) + 1)", tests), tests, MARK) == [
+        "input:\n2\n(expected output: 4)\n-> it gave '3\\n'",
+        "input:\nx\n(expected output: 0)\n-> ValueError: invalid literal for int() with base 10: 'x'",
+    ]
+
+
+def test_a_test_that_did_not_end_is_a_failure() -> None:
+    tests = PublicTests(checks=(Check("f(1)", "1"), Check("f(2)", "2")))
+    out = printed("import os\ndef f(n): return n if n == 1 else os._exit(0)", tests)
+    assert failures(out, tests, MARK) == ["f(2)\n(expected: 2)\n-> it did not come to an end"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return type('X', (), {'__repr__': lambda self: 1 / 0})()",
+        "raise type('X', (Exception,), {'__str__': lambda self: 1 / 0})",
+        "raise ValueError('\\ud800')",
+        "raise ValueError('a\\n' * 10000)",
+        "return type('X', (str,), {'split': lambda self: [self]})('5ca1ab1e\\n')",
+        "raise SystemExit(0)",
+        "raise SystemExit(3)",
+    ],
+)
+def test_what_cannot_be_shown_disturbs_nothing(body: str) -> None:
+    tests = PublicTests(checks=(Check("f()", "0"), Check("g()", "1")))
+    out = printed(f"def g(): return 1\ndef f(): {body}", tests)
+    assert passed(out, MARK) == 0.5
+    (told,) = failures(out, tests, MARK)
+    assert told.startswith("f()\n(expected: 0)\n-> ")
+    assert len(told) < 400

@@ -16,7 +16,7 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VOLATILE = frozenset({"run_id", "seconds", "id", "created", "started", "ended", "at"})
 MARKER = re.compile(r"marker-(\d+)-")
-DRAWING = ("rsa", "tournament")
+DRAWING = ("rsa", "tournament", "rstar")
 """Techniques that decide by the run's random numbers what to ask."""
 NONCE = re.compile(r"(?<=-)[0-9a-f]{12}(?=>)|(?<=marks that end in )[0-9a-f]{12}")
 """The mark that a run draws to put around data in its prompts."""
@@ -110,6 +110,21 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
             "plansearch_leaves": rng.randint(3, 6),
             "plansearch_criticism": rng.random() < 0.3,
             **budget,
+        },
+        {
+            "optillm_approach": "z3",
+            "z3_attempts": rng.randint(1, 3),
+            "z3_speculative": rng.random() < 0.3,
+            **budget,
+        },
+        {
+            "optillm_approach": "rstar",
+            "rstar_max_depth": rng.randint(2, 4),
+            "rstar_num_rollouts": rng.randint(1, 5),
+            "rstar_votes": rng.randint(1, 2),
+            "rstar_finalize": rng.random() < 0.7,
+            # Which of several rollouts gets the last call of a budget is a matter of time.
+            **({"rstar_parallel": 1, **budget} if budget else {}),
         },
         {"optillm_approach": f"re2&bon(best_of_n={rng.randint(2, 3)})"},
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
@@ -259,6 +274,9 @@ def echo_script(call: Seen) -> Said:
         return f"Verdict: {'first' if digest[0] < '8' else 'second'}"
     if call.stage == "select":
         return f"Choice: {int(digest[:2], 16) % 4 + 1}"
+    if "programs for solvers" in call.system or "into programs" in call.system:
+        failing = "\n1/0" if int(digest[0], 16) % 3 == 0 else ""
+        return f"<solver>yes</solver>\n```python\nprint('{digest[:12]}'){failing}\n```"
     if call.stage != "sample":
         return f"said {digest[:12]}"
     # What is made of a reply alone, as a description of it, carries the marker too.

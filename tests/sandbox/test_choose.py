@@ -23,14 +23,14 @@ def test_off_is_none() -> None:
 
 
 def test_the_first_wall_that_stands_is_taken(tmp_path: Path) -> None:
-    async def take() -> str:
-        sandbox = FirstAvailable((WasmSandbox(folder=tmp_path), NamespaceSandbox(preload=())))
+    async def take() -> tuple[tuple[str, ...], str]:
+        sandbox = FirstAvailable((WasmSandbox(folder=tmp_path), NamespaceSandbox(preload=("json", "absent"))))
         try:
-            return (await sandbox.run("print(1)")).stdout
+            return await sandbox.start(), (await sandbox.run("print(1)")).stdout
         finally:
             await sandbox.aclose()
 
-    assert asyncio.run(take()) == "1\n"
+    assert asyncio.run(take()) == (("json",), "1\n")
 
 
 def test_the_probe_tells_of_every_wall() -> None:

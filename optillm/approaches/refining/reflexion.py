@@ -10,10 +10,14 @@ episode is one reply.
 
 The evaluator is what makes it work, so a real one is used where there is one:
 
+- ``tests``: the reply's Python is run in the sandbox against the tests that the request shows (sessions
+  of ``>>>``, ``assert`` statements, pairs of input and output), as in the paper's programming tasks; all
+  of them pass. The reflection learns which failed, and what happened instead;
 - ``exact``: the final answer equals ``reflexion_reference`` (for evaluations; the reference is shown
   to no model, which learns only that its answer was wrong);
 - ``llm``: a judge scores the reply, and ``reflexion_threshold`` passes;
-- ``auto``: ``exact`` when a reference is given, else ``llm``.
+- ``auto``: ``exact`` when a reference is given; ``tests`` when the request shows some and there is a
+  sandbox; else ``llm``.
 
 Use it where failures can be told from successes. With a model as its own judge it gains little.
 
@@ -26,6 +30,7 @@ live, because only the check after it decides whether it is the answer.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,10 +39,17 @@ from optillm.core.answers import final_answer, same_answer
 from optillm.core.judges import JudgeParams, judge_calls, score
 from optillm.core.llm import LLM
 from optillm.core.params import field
+from optillm.core.pass_rates import Results, run_tests
 from optillm.core.prompts import helper, quoted
+from optillm.core.public_tests import PublicTests, find_tests
 from optillm.core.registry import Sigma, approach
 from optillm.core.reply import Answer, Reply
 from optillm.core.task import Messages, Task
+from optillm.protocol.errors import InvalidRequest, SandboxUnavailable
+
+MOST_FAILURES = 5
+LONGEST_REPORT = 2000
+"""Characters."""
 
 
 class Params(JudgeParams):
@@ -45,8 +57,9 @@ class Params(JudgeParams):
 
     trials: int = field(3, "most trials", ge=1, le=10)
     memory: int = field(3, "reflections that a trial sees, the last ones (the paper's Ω)", ge=1, le=3)
-    checker: Literal["auto", "exact", "llm"] = field(
-        "auto", "what checks a trial; auto: exact if a reference is given, else llm"
+    checker: Literal["auto", "exact", "tests", "llm"] = field(
+        "auto",
+        "what checks a trial; auto: exact if a reference is given, tests if the request shows some, else llm",
     )
     reference: str | None = field(None, "the right final answer, for exact")
     threshold: float = field(0.8, "score of the judge, 0 to 1, that passes", ge=0, le=1)
@@ -57,13 +70,20 @@ class Params(JudgeParams):
         yield from super().contradictions()
         if self.checker == "exact" and self.reference is None:
             yield "checker", "exact needs 'reflexion_reference'"
-        if self.checker == "llm" and self.reference is not None:
-            yield "reference", "is not used by 'reflexion_checker' llm"
+        if self.checker in ("tests", "llm") and self.reference is not None:
+            yield "reference", f"is not used by 'reflexion_checker' {self.checker}"
 
     @property
     def exact(self) -> bool:
         """Whether trials are checked against the reference."""
         return self.reference is not None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Tests are run; else it is what the judge needs, when one may be asked."""
+        if self.checker == "tests":
+            return frozenset({"sandbox"})
+        return frozenset() if self.exact else super().needs
 
 
 @dataclass(frozen=True)
@@ -84,8 +104,13 @@ class Check:
 Checker = Callable[[Reply], Awaitable[Check]]
 
 
-def checker_of(task: Task, llm: LLM, p: Params) -> Checker:
-    """The evaluator that the parameters ask for."""
+async def checker_of(task: Task, llm: LLM, p: Params) -> Checker:
+    """The evaluator that the parameters ask for.
+
+    Raises:
+        InvalidRequest: tests are asked for, and the request shows none.
+        SandboxUnavailable: tests are asked for, and cannot be run here.
+    """
 
     async def exact(reply: Reply) -> Check:
         answer = final_answer(reply.text)
@@ -99,7 +124,46 @@ def checker_of(task: Task, llm: LLM, p: Params) -> Checker:
             return Check(False, None, "there was no verdict")
         return Check(value >= p.threshold, value, f"a judge gave it {value:.2f} of 1; {p.threshold:g} passes")
 
-    return exact if p.exact else judged
+    async def tested(reply: Reply) -> Check:
+        results = await run_tests(llm, tests, [reply]) if tests else None
+        if not results:
+            return Check(False, None, "the tests could not be run")
+        (result,) = results
+        return Check(not result.failures, result.rate, report_of(result, len(tests or ())))
+
+    if p.exact:
+        return exact
+    tests = await shown_tests(task, llm, p)
+    return judged if tests is None else tested
+
+
+async def shown_tests(task: Task, llm: LLM, p: Params) -> PublicTests | None:
+    """The tests that trials are checked by; None for a judge."""
+    if p.checker == "llm" or llm.run.tools.sandbox is None:
+        return None
+    tests = await asyncio.to_thread(find_tests, task.text)
+    if tests is None:
+        if p.checker == "tests":
+            message = "'reflexion_checker' tests needs tests in the last user message: examples of >>>, "
+            message += "assert statements, or inputs with outputs"
+            raise InvalidRequest(message, param="reflexion_checker", code="no_tests")
+        return None
+    try:
+        await llm.sandbox.start()
+    except SandboxUnavailable as error:
+        if p.checker == "tests":
+            raise
+        await llm.note("tests.not_run", reason=error.message)
+        return None
+    return tests
+
+
+def report_of(result: Results, total: int) -> str:
+    """What the reflection learns of the tests: the first failures, and how many there are."""
+    if not result.failures:
+        return "it passes all tests"
+    shown = "\n\n".join(result.failures[:MOST_FAILURES])[:LONGEST_REPORT]
+    return f"It passes {round(result.rate * total)} of {total} tests of the request. Not these:\n\n{shown}"
 
 
 def attempt_again(task: Task, last: Reply, memory: Sequence[str], nonce: str) -> Task:
@@ -133,7 +197,8 @@ def reflection_prompt(
 
 def worst_calls(p: Params, sigma: Sigma) -> int:
     """Every trial with its evaluation, and a reflection between each two."""
-    return p.trials * (1 + (0 if p.exact else judge_calls(p, 1))) + p.trials - 1
+    judging = 0 if p.exact or p.checker == "tests" else judge_calls(p, 1)
+    return p.trials * (1 + judging) + p.trials - 1
 
 
 @approach(
@@ -141,13 +206,13 @@ def worst_calls(p: Params, sigma: Sigma) -> int:
     family="refining",
     title="Reflexion: trials, checks, verbal self-reflection",
     paper="arXiv:2303.11366",
-    calls="T(1 + E) + T − 1 (T trials made; E calls of the judge, 0 for exact)",
-    depth="3T − 1; 2T − 1 for exact",
+    calls="T(1 + E) + T − 1 (T trials made; E calls of the judge, 0 for exact and tests)",
+    depth="3T − 1; 2T − 1 for exact and tests",
     worst=worst_calls,
 )
 async def reflexion(task: Task, llm: LLM, p: Params) -> Answer:
     """Try until a check passes, reflecting on each failure; return the passing or the best trial."""
-    check_of = checker_of(task, llm, p)
+    check_of = await checker_of(task, llm, p)
     memory: list[str] = []
     tried: list[tuple[Reply, float | None]] = []
     for trial in range(1, p.trials + 1):
