@@ -11,6 +11,8 @@ from benchmarks.asking import ask, session
 from benchmarks.processes import free_port, serve_arguments, server
 
 REQUESTS, ROUNDS = 64, 5
+APART = 0.005
+"""Seconds between the arrivals of two requests."""
 
 
 def measure() -> dict[str, Any]:
@@ -25,7 +27,9 @@ async def _measure() -> dict[str, Any]:
         with server(["-m", "benchmarks.watched", *flags], port) as ours:
             async with session() as http:
 
-                async def one() -> None:
+                async def one(number: int) -> None:
+                    # In turn: what is asked is how long the loop stands still, not how it takes a burst.
+                    await asyncio.sleep(number * APART)
                     asked = await ask(
                         http, ours, "wait100spread", optillm_approach="mcts", mcts_simulations=8
                     )
@@ -35,7 +39,7 @@ async def _measure() -> dict[str, Any]:
                 for _ in range(ROUNDS + 1):
                     async with http.get(ours.root + "/ticks") as response:
                         rounds.append(await response.json())
-                    await asyncio.gather(*(one() for _ in range(REQUESTS)))
+                    await asyncio.gather(*(one(i) for i in range(REQUESTS)))
                 async with http.get(ours.root + "/ticks") as response:
                     rounds.append(await response.json())
     # The first answer is from before the first round; the second is of the round that warms up.

@@ -34,11 +34,16 @@ def rows(figures: Mapping[str, Any]) -> list[Row]:
     """The speed table."""
     passing, memory = figures["passthrough"], figures["memory"]["optillm"]
     start, block = figures["startup"], figures["blocking"]
-    rps, of_echo, added = passing["rps"]["optillm"], passing["of_echo"], passing["added_p50_ms"]
+    rps, added = passing["rps"]["optillm"], passing["added_p50_ms"]
+    of_direct, of_echo = passing["of_direct"], passing["of_echo"]
     out = [
         Row(
             f"pass-through, requests/s with {passing['clients']} clients, one worker",
             "42", "85", "≥ 1,500", f"{rps:,.0f}", rps >= 1500,
+        ),
+        Row(
+            "the same, of calling the upstream directly",
+            "", "", "≥ 35 %", f"{of_direct:.0%}", of_direct >= 0.35,
         ),
         Row("the same, of the bare echo proxy", "", "", "≥ 70 %", f"{of_echo:.0%}", of_echo >= 0.7),
         Row("added p50 with one client", "32 ms", "14 ms", "≤ 1 ms", f"{added:.2f} ms", added <= 1),
@@ -77,10 +82,11 @@ def text(figures: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"In the same run the upstream itself answered {passing['rps']['direct']:,.0f} requests/s and the "
-        f"bare echo proxy {passing['rps']['echo']:,.0f}. OptiLLM reached {passing['of_direct']:.0%} of "
-        f"direct calls, the echo proxy {passing['echo_of_direct']:.0%}. A request cost the server "
+        f"bare echo proxy {passing['rps']['echo']:,.0f}. The echo proxy reached "
+        f"{passing['echo_of_direct']:.0%} of direct calls. A request cost the server "
         f"{passing['cpu_us']['optillm']:.0f} µs of CPU time, the echo proxy "
-        f"{passing['cpu_us']['echo']:.0f} µs; the echo proxy added {passing['echo_added_p50_ms']:.2f} ms at one client and took "
+        f"{passing['cpu_us']['echo']:.0f} µs; the echo proxy added {passing['echo_added_p50_ms']:.2f} ms at "
+        "one client and took "
         f"{figures['memory']['echo']['per_request_kb']:.0f} kB per request in flight.",
         "",
         "![Pass-through, and every technique against its chain of calls](performance.svg)",

@@ -1,8 +1,8 @@
 """An upstream that costs little and says the same kind of thing to everybody.
 
 The name of the model says how it behaves: ``wait100`` answers after 100 ms and honours ``n``,
-``wait100single`` answers with one choice whatever ``n`` is, ``wait100spread`` after 50 to 150 ms. The text fits every kind of helper
-prompt: it has steps, a score, a choice and a final answer.
+``wait100single`` answers with one choice whatever ``n`` is, ``wait100spread`` after 50 to 150 ms. The
+text fits every kind of helper prompt: it has steps, a score, a choice and a final answer.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from optillm.core.run import Run
 from optillm.core.tools import Tools
 from optillm.core.trace import CallRecord, NoteRecord, Trace
 from optillm.core.upstream import Upstream
-from optillm.faces.respond import completion
+from optillm.faces.respond import about, completion
 from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.plugins import builtin_registry
 from optillm.protocol.chat import ChatRequest, parse_request
@@ -175,5 +175,5 @@ async def _upstream(upstream: Any, key: str | None, stack: AsyncExitStack) -> Up
 
 def _solution(prepared: Prepared, run: Run, outcome: Outcome) -> Solution:
     texts = tuple(reply.text for reply in outcome.replies)
-    response = msgspec.json.decode(completion(prepared, run, outcome))
+    response = msgspec.json.decode(completion(prepared, run, outcome, about(prepared, run, outcome)))
     return Solution(texts[0], texts, response, run.trace)

@@ -242,6 +242,22 @@ class LLM:
             self._offer(reply)
         return replies
 
+    async def try_answer(self, stage: str, messages: Messages, **options: Any) -> Reply | None:
+        """The final call of a technique that has an answer already: None when it fails.
+
+        Raises:
+            OptiError: the upstream refused the call for good, or the client has seen part of the answer.
+            BudgetExceeded: the budget ended; what was kept is the answer.
+        """
+        try:
+            return await self.answer(stage, messages, **options)
+        except BudgetExceeded:
+            raise
+        except OptiError as error:
+            if self.shown or not degradable(error):
+                raise
+            return None
+
     async def gather(self, *calls: Awaitable[T]) -> list[T]:
         """Run calls concurrently; results in index order.
 

@@ -131,6 +131,11 @@ class Run:
         """Of all its random numbers; drawn when first wanted, if none was given."""
         return random.SystemRandom().getrandbits(63) if self._seed is None else self._seed
 
+    @property
+    def seed_used(self) -> int | None:
+        """The seed, if one was given or anybody has wanted random numbers."""
+        return self.__dict__.get("seed", self._seed)
+
     def rng(self, name: str) -> random.Random:
         """Random numbers of a named part of the run: the same seed and name, the same numbers."""
         return random.Random(f"{self.seed}/{name}")

@@ -118,7 +118,7 @@ class Task:
     @classmethod
     def of(cls, messages: Iterable[Mapping[str, Any]], options: Options | None = None) -> Task:
         """A task from plain messages, frozen."""
-        return cls(tuple(Message(freeze(m)) for m in messages), options or Options())
+        return cls(tuple([Message(freeze(m)) for m in messages]), options or Options())
 
     @cached_property
     def question_index(self) -> int | None:

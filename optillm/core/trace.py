@@ -7,7 +7,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from optillm.core.frozen import thaw
 from optillm.core.reply import Reply
 from optillm.core.usage import Usage
 
@@ -35,10 +34,9 @@ class CallRecord:
     score: float | None = None
 
     def to_dict(self, since: float) -> dict[str, Any]:
-        """JSON of the call; times in seconds since the start of the run."""
-        request = thaw(self.request)
+        """The call as a JSON value; times in seconds since the start of the run."""
         replies = [
-            {"message": thaw(r.message), "finish_reason": r.finish_reason, "logprobs": thaw(r.logprobs)}
+            {"message": r.message, "finish_reason": r.finish_reason, "logprobs": r.logprobs}
             for r in self.replies
         ]
         return {
@@ -47,11 +45,11 @@ class CallRecord:
             "unit": self.unit,
             "tag": self.tag,
             "upstream": self.upstream,
-            "model": request.get("model"),
+            "model": self.request.get("model"),
             "depth": self.depth,
             "started": round(self.started - since, 6),
             "ended": None if self.ended is None else round(self.ended - since, 6),
-            "request": request,
+            "request": self.request,
             "replies": replies,
             "usage": self.usage.to_dict(),
             "error": self.error,
@@ -69,9 +67,9 @@ class NoteRecord:
     data: Mapping[str, Any]
 
     def to_dict(self, since: float) -> dict[str, Any]:
-        """JSON of the note."""
+        """The note as a JSON value."""
         at = round(self.at - since, 6)
-        return {"kind": "note", "name": self.name, "unit": self.unit, "at": at, "data": thaw(self.data)}
+        return {"kind": "note", "name": self.name, "unit": self.unit, "at": at, "data": self.data}
 
 
 class Trace:
@@ -91,7 +89,7 @@ class Trace:
     @property
     def depth(self) -> int:
         """Upstream calls on the longest chain of calls that each waited for the one before."""
-        return max((r.depth for r in self.calls), default=0)
+        return max([r.depth for r in self.records if isinstance(r, CallRecord)], default=0)
 
     @property
     def seconds(self) -> float:
@@ -105,5 +103,5 @@ class Trace:
         return record
 
     def to_list(self) -> list[dict[str, Any]]:
-        """JSON of all records."""
+        """All records as JSON values."""
         return [r.to_dict(self.started) for r in self.records]

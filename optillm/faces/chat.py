@@ -79,14 +79,14 @@ class Chat:
         stream = EventStream(send, prepared, extra) if prepared.stream else None
         run = self.service.start(prepared, run_id=new_run_id(), tenant=tenant, sink=stream, bearer=bearer)
         created = time.time()
-        outcome, problem = None, None
+        outcome, problem, info = None, None, None
         self.active.add(run)
         try:
             outcome = await self._run(prepared, run, stream, receive)
             if outcome is not None and stream is None:
-                await _send(
-                    send, completion(prepared, run, outcome), {**final_headers(prepared, run), **extra}
-                )
+                info = about(prepared, run, outcome)
+                named = {**final_headers(prepared, run), **extra}
+                await _send(send, completion(prepared, run, outcome, info), named)
             elif outcome is None:
                 problem = "the client went away"
         except OptiError as error:
@@ -108,7 +108,8 @@ class Chat:
             if stream is not None:
                 stream.stop()
             self.active.discard(run)
-            self._keep(prepared, run, outcome, problem, created, raw, len(body))
+            info = info or about(prepared, run, outcome)
+            self._keep(prepared, run, outcome, info, problem, created, raw)
 
     async def _run(
         self, prepared: Prepared, run: Run, stream: EventStream | None, receive: Receive
@@ -158,14 +159,12 @@ class Chat:
         prepared: Prepared,
         run: Run,
         outcome: Outcome | None,
+        info: Mapping[str, Any],
         problem: str | None,
         created: float,
         raw: Mapping[str, Any],
-        size: int,
     ) -> None:
-        # Every call's prompt repeats about the request; replies are counted by their tokens.
-        held = size * (1 + len(run.trace.records)) + 8 * run.budget.usage.completion
-        self.runs.put(run.tenant, run.id, lambda: record(prepared, run, outcome, problem, created), held)
+        self.runs.put(run.tenant, run.id, record(prepared, run, outcome, info, problem, created))
         if self.conversations is not None:
             self.conversations.put(
                 Entry(
@@ -176,7 +175,7 @@ class Chat:
                     run,
                     outcome,
                     problem,
-                    about(prepared, run, outcome),
+                    info,
                 )
             )
 

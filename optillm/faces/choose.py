@@ -11,6 +11,7 @@ from optillm.core.plan import NONE, Plan, check_unambiguous, parse_spec, split_m
 from optillm.core.registry import Registry
 from optillm.protocol.errors import InvalidRequest, near_names
 
+_MARK = "<optillm_approach>"
 _TAG = re.compile(r"<optillm_approach>(.*?)</optillm_approach>", re.S)
 
 Lists = Callable[[str], Awaitable[bool]]
@@ -51,6 +52,8 @@ def take_tags(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str
 
 def _without(content: Any, tags: list[str]) -> Any:
     if isinstance(content, str):
+        if _MARK not in content:
+            return content
         tags += _TAG.findall(content)
         return _TAG.sub("", content)
     return [

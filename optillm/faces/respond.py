@@ -35,7 +35,8 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
     if outcome is not None:
         if outcome.failed:
             out["failed"] = dict(outcome.failed)
-        out.update(thaw(outcome.note))
+        if outcome.note:
+            out.update(thaw(outcome.note))
     return out
 
 
@@ -57,9 +58,8 @@ def final_headers(prepared: Prepared, run: Run) -> dict[str, str]:
     }
 
 
-def completion(prepared: Prepared, run: Run, outcome: Outcome) -> bytes:
-    """The JSON body of the response."""
-    info = about(prepared, run, outcome)
+def completion(prepared: Prepared, run: Run, outcome: Outcome, info: Mapping[str, Any]) -> bytes:
+    """The JSON body of the response; ``info`` is its ``optillm`` object."""
     if outcome.raw is not None:
         return spliced(outcome.raw, info)
     body: dict[str, Any] = {
@@ -122,15 +122,20 @@ def message(reply: Reply) -> dict[str, Any]:
 
 
 def record(
-    prepared: Prepared, run: Run, outcome: Outcome | None, error: str | None, created: float
+    prepared: Prepared,
+    run: Run,
+    outcome: Outcome | None,
+    info: Mapping[str, Any],
+    error: str | None,
+    created: float,
 ) -> dict[str, Any]:
-    """What ``GET /v1/runs/{id}`` shows."""
+    """What ``GET /v1/runs/{id}`` shows; ``info`` is the ``optillm`` object of the response."""
     return {
-        **about(prepared, run, outcome),
+        **info,
         "id": run.id,
         "object": "run",
         "created": created,
-        "seed": run.seed,
+        "seed": run.seed_used,
         "error": error,
         "usage": run.budget.usage.to_dict(),
         "choices": choices(prepared, outcome) if outcome else [],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -123,24 +123,24 @@ class Service:
             lists=self.models.lists,
         )
         fields = {k: v for k, v in raw.items() if k not in _OURS}
+        if choice.plan != NONE:
+            fields.pop("stream_options", None)
+            if fields.get("max_completion_tokens") is not None:
+                fields.pop("max_tokens", None)
         taken, warnings = take_params(fields, nested.params or {}, choice.plan, self.registry)
         params = {
             unit.slug: MappingProxyType({**self.params.get(unit.slug, {}), **taken.get(unit.slug, {})})
             for unit in units(choice.plan)
         }
         streams = bool(request.stream)
-        passes_through = choice.plan == NONE
-        if not passes_through:
-            fields.pop("stream_options", None)
-            if fields.get("max_completion_tokens") is not None:
-                fields.pop("max_tokens", None)
         n = request.n if request.n is not None else self.n
         options = Options(freeze(fields), n, request.n is not None)
         job = Job(choice.plan, self.registry, MappingProxyType(params))
         await self.models.learn(choice.model)
-        sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
-        check_tools(job, self.tools)
-        check_worst(job, n, sigma, self.max_calls)
+        if choice.plan != NONE:
+            sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
+            check_tools(job, self.tools)
+            check_worst(job, n, sigma, self.max_calls)
         budget = request.optillm_budget or nested.budget
         limits = Limits(
             max_calls=min(budget.max_calls or self.max_calls, self.max_calls) if budget else self.max_calls,
@@ -201,7 +201,7 @@ class Service:
 
 def new_run_id() -> str:
     """A fresh id of a run and its response."""
-    return f"chatcmpl-{secrets.token_hex(16)}"
+    return f"chatcmpl-{os.urandom(16).hex()}"
 
 
 def _sigma(n_mode: str) -> Callable[[int], int]:

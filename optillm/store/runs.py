@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,6 @@ from optillm.settings import SettingsError
 
 log = logging.getLogger("optillm")
 
-Render = Callable[[], dict[str, Any]]
 MOST = 1000
 """Runs kept, of all tenants together."""
 
@@ -26,8 +25,8 @@ MOST = 1000
 class RunStore(Protocol):
     """The last runs of each tenant; bounded."""
 
-    def put(self, tenant: str, run_id: str, render: Render, size: int) -> None:
-        """Keep a run. ``render`` makes its JSON object; ``size`` is a guess at its bytes."""
+    def put(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
+        """Keep a run: its JSON object."""
         ...
 
     async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
@@ -61,36 +60,38 @@ def open_store(url: str) -> RunStore:
 
 
 class MemoryRuns:
-    """Runs of this process, rendered when somebody asks.
+    """Runs of this process, as JSON text.
+
+    As text they are small, and none of Python's business: a thousand runs kept as objects would be
+    walked through by every full collection, while the event loop stands still.
 
     Args:
         most: runs kept.
-        most_bytes: a rough limit on the text they hold.
+        most_bytes: of their text.
     """
 
     def __init__(self, most: int = MOST, most_bytes: int = 64 << 20) -> None:
         self._most, self._most_bytes = most, most_bytes
-        self._runs: OrderedDict[tuple[str, str], tuple[Render, int]] = OrderedDict()
+        self._runs: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._bytes = 0
 
-    def put(self, tenant: str, run_id: str, render: Render, size: int) -> None:
+    def put(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
         """See :class:`RunStore`; the oldest make room."""
-        _, before = self._runs.pop((tenant, run_id), (render, 0))
-        self._runs[tenant, run_id] = (render, size)
-        self._bytes += size - before
+        text = to_json(run)
+        self._bytes += len(text) - len(self._runs.pop((tenant, run_id), b""))
+        self._runs[tenant, run_id] = text
         while len(self._runs) > self._most or (self._bytes > self._most_bytes and len(self._runs) > 1):
-            _, (_, old) = self._runs.popitem(last=False)
-            self._bytes -= old
+            self._bytes -= len(self._runs.popitem(last=False)[1])
 
     async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
         """See :class:`RunStore`."""
         found = self._runs.get((tenant, run_id))
-        return found[0]() if found else None
+        return msgspec.json.decode(found) if found else None
 
     async def last(self, tenant: str, most: int = 100) -> list[dict[str, Any]]:
         """See :class:`RunStore`."""
-        mine = [render for (owner, _), (render, _) in reversed(self._runs.items()) if owner == tenant]
-        return [_summary(render()) for render in mine[:most]]
+        mine = [text for (owner, _), text in reversed(self._runs.items()) if owner == tenant]
+        return [_summary(msgspec.json.decode(text)) for text in mine[:most]]
 
     async def aclose(self) -> None:
         """Nothing to close."""
@@ -119,9 +120,9 @@ class SQLiteRuns:
             " id TEXT NOT NULL, run BLOB NOT NULL, UNIQUE (tenant, id))"
         )
 
-    def put(self, tenant: str, run_id: str, render: Render, size: int) -> None:
+    def put(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
         """See :class:`RunStore`."""
-        self._thread.submit(self._insert, tenant, run_id, render).add_done_callback(_report)
+        self._thread.submit(self._insert, tenant, run_id, run).add_done_callback(_report)
 
     async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
         """See :class:`RunStore`."""
@@ -138,10 +139,9 @@ class SQLiteRuns:
         await asyncio.to_thread(self._thread.shutdown)
         self._db.close()
 
-    def _insert(self, tenant: str, run_id: str, render: Render) -> None:
-        run = to_json(render())
+    def _insert(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
         query = "INSERT OR REPLACE INTO runs (tenant, id, run) VALUES (?, ?, ?)"
-        number = self._db.execute(query, (tenant, run_id, run)).lastrowid or 0
+        number = self._db.execute(query, (tenant, run_id, to_json(run))).lastrowid or 0
         if number % self._slack == 0:
             self._db.execute("DELETE FROM runs WHERE number <= ?", (number - self._most,))
             self._db.execute(

@@ -208,7 +208,7 @@ async def test_the_trace_shows_why() -> None:
         ({"reflexion_memory": 4}, "reflexion_memory"),
         ({"reflexion_threshold": 8}, "reflexion_threshold"),
         ({"reflexion_checker": "oracle"}, "reflexion_checker"),
-        ({"reflexion_checker": "exact"}, "reflexion_reference"),
+        ({"reflexion_checker": "exact"}, "reflexion_checker"),
         ({"reflexion_checker": "llm", "reflexion_reference": "42"}, "reflexion_reference"),
     ],
 )

@@ -91,12 +91,33 @@ async def ponder(task: Task, llm: LLM, p: Nothing) -> Answer:
     return Answer((await llm.answer("ponder.say", task.messages),))
 
 
+async def write(task: Task, llm: LLM, p: Nothing, candidates: Sequence[Reply]) -> Answer:
+    """One call, and no thought of its failure."""
+    prompt = task.asking("Write the best reply to the original request.")
+    return Answer((await llm.answer("scribe.write", prompt.messages),))
+
+
+@approach(
+    "scribe",
+    family="test",
+    title="scribe",
+    calls="1",
+    depth="1",
+    worst=lambda p, sigma: 1,
+    reduce=write,
+    worst_reduce=lambda p, candidates: 1,
+)
+async def scribe(task: Task, llm: LLM, p: Nothing) -> Answer:
+    return await write(task, llm, p, ())
+
+
 SPEAKERS = ("one", "two", "three")
 REGISTRY = Registry(
     [
         *builtin_registry(),
         *(speaker(s) for s in SPEAKERS),
         ponder,
+        scribe,
         rewriter("hide", lambda text: text.replace("Alice", "[name]")),
         rewriter("shout", str.upper),
         rewriter("refuse", refuse),
@@ -340,10 +361,10 @@ async def test_without_any_answer_it_is_the_first_error() -> None:
 async def test_a_reducer_that_breaks_loses_no_answer() -> None:
     says = {"one": Sent("cut", finish="length"), "final": Fault(status=500)}
     async with scripted(says) as up, serving(up, registry=REGISTRY) as proxy:
-        answer = await proxy.ask("(one|two|three)>moa-m")
+        answer = await proxy.ask("(one|two|three)>scribe-m")
         # The first complete one.
         assert (answer.status, answer.texts) == (200, ["two-0"])
-        assert list(answer.info["failed"]) == ["moa"]
+        assert list(answer.info["failed"]) == ["scribe"]
         assert (await notes(proxy, answer, "reduce"))[0]["winner"] == "two"
 
 
@@ -625,8 +646,8 @@ async def test_a_reducers_stream_that_breaks_ends_with_an_error() -> None:
 
 async def test_a_reducer_that_breaks_before_it_showed_anything_falls_back() -> None:
     async with scripted({"final": Fault(status=500)}) as up, serving(up, registry=REGISTRY) as proxy:
-        content, _, info = streamed(await proxy.events("(one|two)>moa-m"))
-        assert (content, list(info["failed"])) == ({0: "one-0"}, ["moa"])
+        content, _, info = streamed(await proxy.events("(one|two)>scribe-m"))
+        assert (content, list(info["failed"])) == ({0: "one-0"}, ["scribe"])
 
 
 # -- any composition ------------------------------------------------------------------------------

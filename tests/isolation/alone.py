@@ -96,7 +96,7 @@ def _streamed(data: bytes) -> str:
 def _run(data: bytes, body: Mapping[str, Any]) -> str:
     run = json.loads(data)
     if "seed" not in body:
-        del run["seed"]  # it was drawn
+        del run["seed"]  # it was drawn, if it was needed
     return unmarked(stable(run))
 
 

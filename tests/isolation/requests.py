@@ -16,6 +16,8 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VOLATILE = frozenset({"run_id", "seconds", "id", "created", "started", "ended", "at"})
 MARKER = re.compile(r"marker-(\d+)-")
+DRAWING = ("rsa", "tournament")
+"""Techniques that decide by the run's random numbers what to ask."""
 NONCE = re.compile(r"(?<=-)[0-9a-f]{12}(?=>)|(?<=marks that end in )[0-9a-f]{12}")
 """The mark that a run draws to put around data in its prompts."""
 
@@ -51,8 +53,9 @@ def random_request(number: int, rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.25:
         del body["seed"]
     body.update(_technique(number, rng))
-    if body.get("plansearch_mode") == "tree":
-        # Which leaves grow is a matter of the run's random numbers, so of its seed.
+    drawing = any(slug in body["optillm_approach"] for slug in DRAWING)
+    if drawing or body.get("plansearch_mode") == "tree":
+        # What it asks is a matter of the run's random numbers, so of its seed.
         body.setdefault("seed", number)
     if "optillm_budget" in body:
         # Which of several pipelines gets the last call of a budget is a matter of time.
@@ -113,6 +116,7 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
         {"optillm_approach": f"(re2|self_consistency(samples={rng.randint(2, 3)})|moa)>bon&cot_reflection"},
         {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
         *_helped(rng, budget),
+        *_populations(rng, budget),
         *_searched(rng, budget),
     ]
     return options[number % len(options)]
@@ -143,8 +147,8 @@ def _helped(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
             "optillm_approach": "debate",
             "debate_agents": rng.randint(2, 4),
             "debate_rounds": rng.randint(1, 2),
-            "debate_summarize": rng.random() < 0.3,
-            **budget,
+            # Summaries run side by side: which of them gets the last call of a budget is chance.
+            **({"debate_summarize": True} if rng.random() < 0.3 else budget),
         },
     ]
 
@@ -184,6 +188,50 @@ LISTS = ("plan how to verify", "break a problem down")
 """Helpers that are to write a list of questions."""
 
 
+def _populations(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Techniques that vote, compare or recombine."""
+    stop = rng.choice(["beta", "dirichlet", "window"])
+    return [
+        {
+            "optillm_approach": f"adaptive_consistency(stop={stop},stop_window=2)",
+            "adaptive_consistency_samples": rng.randint(3, 9),
+            "adaptive_consistency_stop_threshold": rng.choice([0.6, 0.8, 0.95]),
+            **budget,
+        },
+        {"optillm_approach": f"self_consistency(samples=8,stop={stop},stop_threshold=0.7)", **budget},
+        {"optillm_approach": "usc", "usc_samples": rng.randint(2, 5), **budget},
+        {
+            "optillm_approach": "ranked_vote",
+            "ranked_vote_samples": rng.randint(2, 6),
+            "ranked_vote_method": rng.choice(["irv", "borda", "mrr"]),
+            **budget,
+        },
+        {
+            "optillm_approach": "rsa",
+            "rsa_population": rng.randint(3, 4),
+            "rsa_steps": rng.randint(1, 3),
+            "rsa_final": rng.choice(["majority", "random", "aggregated"]),
+            **budget,
+        },
+        {"optillm_approach": "sets", "sets_samples": rng.randint(1, 4), "sets_rounds": rng.randint(0, 2)},
+        {
+            "optillm_approach": "tournament",
+            "tournament_n": rng.randint(2, 6),
+            "tournament_mode": rng.choice(["knockout", "league"]),
+            "tournament_opponents": rng.randint(1, 3),
+            **budget,
+        },
+        {
+            "optillm_approach": "mixture",
+            "mixture_models": ["model-1", "model-2", "model-3"][: rng.randint(0, 3)],
+            "mixture_proposers": rng.randint(2, 3),
+            "mixture_layers": rng.randint(2, 3),
+            **budget,
+        },
+        {"optillm_approach": f"(re2|cot_reflection)>{rng.choice(['usc', 'tournament', 'sets', 'mixture'])}"},
+    ]
+
+
 def echo_script(call: Seen) -> Said:
     """Replies that are a function of the whole call: a leak from another request changes them."""
     body = {k: v for k, v in call.body.items() if k not in ("stream", "stream_options")}
@@ -205,6 +253,12 @@ def echo_script(call: Seen) -> Said:
         return [Reply(f"so {digest[:6]} {i}\n\nand on") for i in range(call.n)]
     if any(words in call.system for words in LISTS):
         return "\n".join(f"{i}. What is {digest[4 * i : 4 * i + 4]}?" for i in (1, 2, 3))
+    if "verify answers" in call.system:
+        return f"said {digest[:12]}\nVerdict: {'correct' if digest[0] < '8' else 'incorrect'}"
+    if "impartial referee" in call.system:
+        return f"Verdict: {'first' if digest[0] < '8' else 'second'}"
+    if call.stage == "select":
+        return f"Choice: {int(digest[:2], 16) % 4 + 1}"
     if call.stage != "sample":
         return f"said {digest[:12]}"
     # What is made of a reply alone, as a description of it, carries the marker too.
@@ -212,6 +266,8 @@ def echo_script(call: Seen) -> Said:
     marker = found[0] if found else ""
     if "worked examples in prompts" in call.system:
         return json.dumps([[f"{marker} {digest[:4]} {i}?", str(i)] for i in range(int(digest[0], 16) % 4)])
+    if "\nRanking:\n" in call.last:
+        return [f"{marker} {digest[:8]} {i}\nRanking:\n1. {digest[i]}\n2. 3" for i in range(call.n)]
     return [_sample(digest, i, marker) for i in range(call.n)]
 
 

@@ -27,8 +27,8 @@ def sqlite(folder: Path) -> RunStore:
     return SQLiteRuns(folder / "runs.db", most=10, slack=1)
 
 
-def run(name: str, **more: Any) -> Callable[[], dict[str, Any]]:
-    return lambda: {"id": name, "records": [1], "choices": [2], **more}
+def run(name: str, **more: Any) -> dict[str, Any]:
+    return {"id": name, "records": [1], "choices": [2], **more}
 
 
 @pytest.fixture(params=[memory, sqlite])
@@ -39,8 +39,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 async def test_a_run_is_shown_to_its_tenant_alone(store: RunStore) -> None:
-    store.put("a", "1", run("1"), 10)
-    store.put("b", "2", run("2"), 10)
+    store.put("a", "1", run("1"))
+    store.put("b", "2", run("2"))
     assert await store.get("a", "1") == {"id": "1", "records": [1], "choices": [2]}
     assert await store.get("b", "1") is None
     assert await store.get("a", "2") is None
@@ -49,14 +49,14 @@ async def test_a_run_is_shown_to_its_tenant_alone(store: RunStore) -> None:
 
 
 async def test_the_same_id_of_two_tenants(store: RunStore) -> None:
-    store.put("a", "1", run("1", of="a"), 10)
-    store.put("b", "1", run("1", of="b"), 10)
+    store.put("a", "1", run("1", of="a"))
+    store.put("b", "1", run("1", of="b"))
     assert [(await store.get(t, "1") or {})["of"] for t in "ab"] == ["a", "b"]
 
 
 async def test_the_last_ones_come_first_and_the_oldest_make_room(store: RunStore) -> None:
     for i in range(25):
-        store.put("a", str(i), run(str(i)), 10)
+        store.put("a", str(i), run(str(i)))
     assert [r["id"] for r in await store.last("a")] == [str(i) for i in range(24, 14, -1)]
     assert [r["id"] for r in await store.last("a", 2)] == ["24", "23"]
     assert await store.get("a", "14") is None
@@ -65,29 +65,29 @@ async def test_the_last_ones_come_first_and_the_oldest_make_room(store: RunStore
 async def test_memory_is_bounded_by_bytes() -> None:
     store = MemoryRuns(most=100, most_bytes=100)
     for i in range(5):
-        store.put("a", str(i), run(str(i)), 40)
+        store.put("a", str(i), run(str(i)))
     assert [r["id"] for r in await store.last("a")] == ["4", "3"]
     # One that is too large for all of it is still shown, until the next one comes.
-    store.put("a", "huge", run("huge"), 1000)
+    store.put("a", "huge", run("huge", text="x" * 1000))
     assert [r["id"] for r in await store.last("a")] == ["huge"]
-    store.put("a", "5", run("5"), 40)
+    store.put("a", "5", run("5"))
     assert [r["id"] for r in await store.last("a")] == ["5"]
 
 
 async def test_putting_a_run_again_does_not_count_it_twice() -> None:
     store = MemoryRuns(most=100, most_bytes=100)
-    store.put("a", "0", run("0"), 10)
+    store.put("a", "0", run("0"))
     for _ in range(20):
-        store.put("a", "1", run("1"), 40)
+        store.put("a", "1", run("1"))
     assert [r["id"] for r in await store.last("a")] == ["1", "0"]
 
 
 async def test_a_file_is_bounded_by_bytes(tmp_path: Path) -> None:
     store = SQLiteRuns(tmp_path / "runs.db", most=100, most_bytes=3000, slack=1)
     for i in range(6):
-        store.put("a", str(i), run(str(i), text="x" * 1000), 0)
+        store.put("a", str(i), run(str(i), text="x" * 1000))
     assert [r["id"] for r in await store.last("a")] == ["5", "4"]
-    store.put("a", "huge", run("huge", text="x" * 5000), 0)
+    store.put("a", "huge", run("huge", text="x" * 5000))
     assert [r["id"] for r in await store.last("a")] == ["huge"]
     await store.aclose()
 
@@ -95,7 +95,7 @@ async def test_a_file_is_bounded_by_bytes(tmp_path: Path) -> None:
 async def test_a_file_survives_a_restart(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new/folder/runs.db"
     store = open_store(url)
-    store.put("a", "1", run("1"), 0)
+    store.put("a", "1", run("1"))
     await store.aclose()
     again = open_store(url)
     assert (await again.get("a", "1") or {})["id"] == "1"
@@ -110,7 +110,7 @@ async def test_processes_write_at_once(tmp_path: Path) -> None:
         "async def main(me):\n"
         f"    store = SQLiteRuns(Path({str(path)!r}))\n"
         "    for i in range(100):\n"
-        "        store.put('a', f'{me}-{i}', lambda i=i: {'id': f'{me}-{i}'}, 0)\n"
+        "        store.put('a', f'{me}-{i}', {'id': f'{me}-{i}'})\n"
         "    await store.aclose()\n"
         "asyncio.run(main(sys.argv[1]))"
     )
@@ -127,8 +127,8 @@ async def test_processes_write_at_once(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_stored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = SQLiteRuns(tmp_path / "runs.db")
-    store.put("a", "1", lambda: {"id": object()}, 0)
-    store.put("a", "2", run("2"), 0)
+    store.put("a", "1", {"id": object()})
+    store.put("a", "2", run("2"))
     assert [r["id"] for r in await store.last("a")] == ["2"]
     await store.aclose()
     assert [r.levelno for r in caplog.records] == [logging.ERROR]

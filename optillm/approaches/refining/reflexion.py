@@ -26,7 +26,7 @@ live, because only the check after it decides whether it is the answer.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,6 @@ from optillm.core.prompts import helper, quoted
 from optillm.core.registry import Sigma, approach
 from optillm.core.reply import Answer, Reply
 from optillm.core.task import Messages, Task
-from optillm.protocol.errors import InvalidRequest
 
 
 class Params(JudgeParams):
@@ -53,13 +52,13 @@ class Params(JudgeParams):
     threshold: float = field(0.8, "score of the judge, 0 to 1, that passes", ge=0, le=1)
     reflection_temperature: float = field(0.2, "of the reflections", ge=0, le=2)
 
-    def __post_init__(self) -> None:
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """Only ``exact`` has a reference, and it needs one."""
+        yield from super().contradictions()
         if self.checker == "exact" and self.reference is None:
-            message = "'reflexion_checker' exact needs 'reflexion_reference'"
-            raise InvalidRequest(message, param="reflexion_reference", code="invalid_parameter")
+            yield "checker", "exact needs 'reflexion_reference'"
         if self.checker == "llm" and self.reference is not None:
-            message = "'reflexion_reference' is not used by 'reflexion_checker' llm"
-            raise InvalidRequest(message, param="reflexion_reference", code="invalid_parameter")
+            yield "reference", "is not used by 'reflexion_checker' llm"
 
     @property
     def exact(self) -> bool:

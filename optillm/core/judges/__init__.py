@@ -12,12 +12,12 @@ from optillm.core.judges.absolute import absolute
 from optillm.core.judges.checks import ASPECTS, aspects, checklist, verify
 from optillm.core.judges.facts import exact, reward, tests
 from optillm.core.judges.pairwise import compare, pairwise
-from optillm.core.judges.params import JudgeParams
+from optillm.core.judges.params import ComparisonParams, JudgeParams
 from optillm.core.llm import LLM
 from optillm.core.reply import Reply
 from optillm.core.task import Task
 
-__all__ = ["JudgeParams", "compare", "judge_calls", "score"]
+__all__ = ["ComparisonParams", "JudgeParams", "compare", "judge_calls", "score"]
 
 
 async def score(

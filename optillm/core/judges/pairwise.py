@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import combinations
 
-from optillm.core.judges.params import JudgeParams
+from optillm.core.judges.params import ComparisonParams, JudgeParams
 from optillm.core.llm import LLM
 from optillm.core.prompts import helper, quoted
 from optillm.core.reply import Reply
@@ -31,7 +31,7 @@ def comparison_prompt(task: Task, first: Reply, second: Reply, nonce: str) -> Me
 
 
 async def compare(
-    llm: LLM, task: Task, a: Reply, b: Reply, p: JudgeParams, *, stage: str, tag: str | None = None
+    llm: LLM, task: Task, a: Reply, b: Reply, p: ComparisonParams, *, stage: str, tag: str | None = None
 ) -> float | None:
     """How much ``a`` beats ``b``: 1 if it wins, 0 if it loses, 0.5 for a tie.
 
