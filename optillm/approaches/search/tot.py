@@ -196,7 +196,7 @@ def proposal_prompt(task: Task, state: State, p: Params, nonce: str) -> Messages
         "You solve problems in steps, and see several ways to go on.",
         task,
         f"{_next_step(state, p, nonce)}\n\nPropose {p.thoughts} different possibilities for this one step, "
-        "the most promising first. Begin each with a line of the form\nProposal <k>: <the step>",
+        "the most promising first. Begin them with the words Proposal 1:, Proposal 2: and so on.",
         nonce,
     )
 
@@ -341,12 +341,8 @@ class _Search:
             ("tot.propose", 1) if self.p.generate == "propose" else ("tot.thought", self.p.thoughts)
         )
         messages = prompt(self.task, state, self.p, self.llm.nonce)
-        replies = await self.llm.gather(
-            *(
-                self.llm.try_ask(stage, messages, cap="intermediate", temperature=self.p.temperature)
-                for _ in range(calls)
-            )
-        )
+        options = {"cap": "intermediate", "temperature": self.p.temperature, "tag": _level(state, 1)}
+        replies = await self.llm.gather(*(self.llm.try_ask(stage, messages, **options) for _ in range(calls)))
         texts = [(r.visible, r.truncated) for r in replies if r is not None and r.visible]
         if self.p.generate == "sample":
             return [text for text, _ in texts]
@@ -361,7 +357,9 @@ class _Search:
     async def _judged(self, state: State) -> State:
         """The mean of v verdicts; *maybe* when none can be read."""
         prompt = value_prompt(self.task, state, self.llm.nonce)
-        found = [_VERDICT.findall(text)[-1:] for text in await self._opinions("tot.value", prompt)]
+        found = [
+            _VERDICT.findall(text)[-1:] for text in await self._opinions("tot.value", prompt, _level(state))
+        ]
         verdicts = [f[0].lower().replace("likely", "maybe") for f in found if f] or ["maybe"]
         value = sum(VALUES[v] for v in verdicts) / len(verdicts)
         return replace(state, value=value, sure=all(v == "sure" for v in verdicts))
@@ -371,17 +369,18 @@ class _Search:
         if len(states) < 2:
             return list(states)
         prompt = vote_prompt(self.task, states, self.llm.nonce)
-        found = [_CHOICE.findall(text)[-1:] for text in await self._opinions("tot.vote", prompt)]
+        found = [
+            _CHOICE.findall(text)[-1:]
+            for text in await self._opinions("tot.vote", prompt, _level(states[-1]))
+        ]
         votes = [int(f[0]) - 1 for f in found if f]
         valid = [v for v in votes if 0 <= v < len(states)]
         return [replace(s, value=valid.count(i) / max(len(valid), 1)) for i, s in enumerate(states)]
 
-    async def _opinions(self, stage: str, prompt: Messages) -> list[str]:
+    async def _opinions(self, stage: str, prompt: Messages, tag: str) -> list[str]:
         """The texts of v replies; fewer when calls fail."""
-        asked = (
-            self.llm.try_ask(stage, prompt, temperature=self.p.temperature, model=self.p.evaluator_model)
-            for _ in range(self.p.votes)
-        )
+        options = {"temperature": self.p.temperature, "model": self.p.evaluator_model, "tag": tag}
+        asked = (self.llm.try_ask(stage, prompt, **options) for _ in range(self.p.votes))
         return [reply.visible for reply in await self.llm.gather(*asked) if reply is not None]
 
     async def _tell(self, best: State, valued: Sequence[State]) -> None:
@@ -389,3 +388,7 @@ class _Search:
         if best.thoughts:
             self.llm.keep(Reply.of(best.text))
         await self.llm.note("tot.states", states=[s.to_dict() for s in valued], best=best.to_dict())
+
+
+def _level(state: State, more: int = 0) -> str:
+    return str(len(state.thoughts) + more)
