@@ -101,7 +101,13 @@ async def serving(
         listening.bind(("127.0.0.1", 0))
         listening.listen(4096)
         config = uvicorn.Config(
-            app, log_level="warning", interface="asgi3", timeout_graceful_shutdown=2, access_log=False
+            app,
+            log_level="warning",
+            interface="asgi3",
+            timeout_graceful_shutdown=2,
+            # As the server itself has it; a busy machine leaves connections idle for seconds.
+            timeout_keep_alive=75,
+            access_log=False,
         )
         server = Server(config, app.settings.shutdown_timeout)
         task = asyncio.create_task(server.serve([listening]))

@@ -82,7 +82,8 @@ def _streamed(data: bytes) -> str:
     """
     choices: dict[int, list[Any]] = {}
     rest: set[str] = set()
-    *blocks, end = [b for b in data.decode().split("\n\n") if b]
+    # A busy machine may keep the connection alive by comments.
+    *blocks, end = [b for b in data.decode().split("\n\n") if b and not b.startswith(":")]
     assert end == "data: [DONE]"
     for block in blocks:
         event = stable(json.loads(block.removeprefix("data: ")))
