@@ -52,5 +52,5 @@ def _walls(axes: Axes, every: Mapping[str, Any]) -> None:
     axes.axvline(MOST, color="black", linewidth=0.8, linestyle=":")
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_title("wall time / (depth × upstream latency), the slower of both upstreams")
+    axes.set_title("wall time / (depth × latency), slower of both upstreams")
     axes.spines[["top", "right"]].set_visible(False)

@@ -21,7 +21,7 @@ class CancelScope:
         self._before = 0
 
     def cancel(self) -> None:
-        """End the block, if it is under way."""
+        """End the block, if it is under way; for everybody but the task inside, which can just leave."""
         if self._task is not None and not self.cancelled:
             self.cancelled = True
             self._task.cancel()
