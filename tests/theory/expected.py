@@ -204,23 +204,29 @@ def tree_search(
     seed: int,
     *,
     actions: int = 3,
+    parallel: int = 3,
     levels: int = 3,
     exploration: float = 0.2,
     exchanges: int = 0,
     keeps: float = 1.0,
-) -> float:
+) -> tuple[float, float]:
     """Monte Carlo tree search with a judge that says 1 to a share of right dialogues, and of wrong ones.
 
-    Waves of as many simulations as actions; within a wave each one chosen counts as a visit without value.
+    Waves of ``parallel`` simulations; within a wave each one chosen counts as a visit without value.
+
+    Returns:
+        The accuracy, and the mean number of calls.
     """
     rng = np.random.default_rng(seed)
-    return (
-        sum(
-            _Search(rng, p, right, wrong, actions, levels, exploration, exchanges, keeps).run(simulations)
-            for _ in range(trials)
-        )
-        / trials
-    )
+    found = calls = 0
+    for _ in range(trials):
+        search = _Search(rng, p, right, wrong, actions, parallel, levels, exploration, exchanges, keeps)
+        found += search.run(simulations)
+        # A reply each node, but the question; a judgement and the exchanges each simulation; and the
+        # simulated user's message before all replies but the first ones.
+        grown = (len(search.n) - 1) // actions
+        calls += len(search.n) - 1 + simulations * (1 + 2 * exchanges) + grown - 1
+    return found / trials, calls / trials
 
 
 class _Search:
@@ -233,13 +239,15 @@ class _Search:
         right: float,
         wrong: float,
         actions: int,
+        parallel: int,
         levels: int,
         exploration: float,
         exchanges: int,
         keeps: float,
     ) -> None:
         self.random = rng.random
-        self.p, self.says_yes, self.actions, self.levels = p, (wrong, right), actions, levels
+        self.p, self.says_yes, self.levels = p, (wrong, right), levels
+        self.actions, self.parallel = actions, parallel
         self.exploration, self.exchanges, self.keeps = exploration, exchanges, keeps
         self.right, self.level, self.parents = [False], [0], [-1]
         self.children: list[list[int]] = [[]]
@@ -259,7 +267,7 @@ class _Search:
 
     def run(self, simulations: int) -> bool:
         while simulations > 0:
-            chosen = self.wave(min(self.actions, simulations))
+            chosen = self.wave(min(self.parallel, simulations))
             grown = [self.arrive(leaf) for leaf in chosen]
             for node, value in [(node, self.value(node)) for node in grown]:
                 self.count(node, 1, value)

@@ -21,6 +21,9 @@ pytestmark = pytest.mark.anyio
 SIGMAS = 4
 GRADED = Judge(right=(0.05, 0.15, 0.35, 0.45), wrong=(0.35, 0.35, 0.2, 0.1))
 
+ERRATIC = Judge(right=(0, 1, 0), wrong=(0.5, 0, 0.5))
+"""Wrong replies get the best grade or the worst: without forgeries to beat, one of them always wins."""
+
 
 def binary(right: float, wrong: float) -> Judge:
     """A judge that says the best to a share of right replies and of wrong ones, else the worst."""
@@ -33,6 +36,13 @@ def agrees(measured: Measured, theory: float, trials: float = math.inf) -> None:
     error = math.sqrt(theory * (1 - theory) * (1 / questions + 1 / trials))
     off = (measured.accuracy - theory) / error
     assert abs(off) < SIGMAS, f"measured {measured.accuracy:.4f}, theory {theory:.4f}: {off:+.1f} sigma"
+
+
+def costs(measured: Measured, calls: float, trials: float) -> None:
+    """The mean number of calls is what so many simulated trials took."""
+    spread = math.sqrt(mean([(r - measured.calls) ** 2 for r in measured.replies]))
+    error = spread * math.sqrt(1 / len(measured.replies) + 1 / trials)
+    assert abs(measured.calls - calls) <= SIGMAS * error, f"measured {measured.calls:.2f}, theory {calls:.2f}"
 
 
 def mean(values: Sequence[float]) -> float:
@@ -142,16 +152,15 @@ async def test_adaptive_consistency(p: float, wrong: int, rule: str, samples: in
     trials = 5_000
     accuracy, drawn = expected.adaptive(p, wrong, samples, rule, trials, 1, window=window)
     agrees(measured, accuracy, trials)
-    spread = math.sqrt(mean([(r - measured.calls) ** 2 for r in measured.replies]))
-    assert abs(measured.calls - drawn) < SIGMAS * spread * math.sqrt(1 / len(measured.replies) + 1 / trials)
+    costs(measured, drawn, trials)
 
 
-@pytest.mark.parametrize(("rounds", "solutions"), [(1, 3), (3, 2)])
-async def test_pvg(rounds: int, solutions: int) -> None:
-    model = SimulatedModel(sums(600, accuracy=0.4), judge=GRADED)
+@pytest.mark.parametrize(("rounds", "solutions", "judge"), [(1, 3, GRADED), (3, 2, GRADED), (4, 1, ERRATIC)])
+async def test_pvg(rounds: int, solutions: int, judge: Judge) -> None:
+    model = SimulatedModel(sums(600, accuracy=0.4), judge=judge)
     measured = await measure(model, "pvg", rounds=rounds, solutions=solutions)
     trials = 400_000
-    theory = expected.prover_verifier(0.4, rounds, solutions, GRADED.right, GRADED.wrong, trials, 1)
+    theory = expected.prover_verifier(0.4, rounds, solutions, judge.right, judge.wrong, trials, 1)
     agrees(measured, theory, trials)
 
 
@@ -178,5 +187,19 @@ async def test_mcts_that_grows_its_tree(questions: int, simulations: int, depth:
     model = SimulatedModel(sums(questions, accuracy=0.4), judge=binary(0.8, 0.3), keeps=keeps)
     measured = await measure(model, "mcts", simulations=simulations, depth=depth)
     trials = 3_000
-    theory = expected.tree_search(0.4, simulations, 0.8, 0.3, trials, 1, exchanges=depth, keeps=keeps)
+    theory, calls = expected.tree_search(0.4, simulations, 0.8, 0.3, trials, 1, exchanges=depth, keeps=keeps)
     agrees(measured, theory, trials)
+    costs(measured, calls, trials)
+
+
+async def test_mcts_one_simulation_after_the_other() -> None:
+    """Without waves, and without growing, it is a bandit over the first replies."""
+    model = SimulatedModel(sums(500, accuracy=0.4), judge=binary(0.6, 0.2))
+    shape = {"simulations": 16, "actions": 4, "parallel": 1, "exploration": 1.5}
+    measured = await measure(model, "mcts", depth=0, tree_depth=1, **shape)
+    trials = 3_000
+    theory, calls = expected.tree_search(
+        0.4, 16, 0.6, 0.2, trials, 1, actions=4, parallel=1, levels=1, exploration=1.5
+    )
+    agrees(measured, theory, trials)
+    costs(measured, calls, trials)
