@@ -5,7 +5,7 @@ BIN := .venv/bin
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=.venv
 LOCK := $(UV) pip compile pyproject.toml -q --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: demo test compare lint format bench docs wheel lock techniques clean
+.PHONY: demo test compare lint format bench figures docs wheel lock techniques clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.demo
@@ -30,6 +30,9 @@ format: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
+
+figures: .venv/.dev
+	$(BIN)/python -m benchmarks.figures
 
 docs: .venv/.dev
 	$(BIN)/mkdocs build --strict -q
