@@ -70,6 +70,8 @@ def workers(upstream: str, port: int) -> tuple[list[str], dict[str, str]]:
 
 def gunicorn(upstream: str, port: int) -> tuple[list[str], dict[str, str]]:
     command = ["gunicorn", "-w", "1", "--threads", "4", "-b", f"127.0.0.1:{port}", "optillm.wsgi:app"]
+    # With its two seconds a client may send on a connection that is just being closed.
+    command += ["--keep-alive", "75"]
     return command, {"OPTILLM_BASE_URL": upstream}
 
 
