@@ -208,6 +208,7 @@ def chosen(answer: Any) -> list[dict[str, Any]]:
         ({"ab_mcts_simulations": 4, "ab_mcts_parallel": 16}, 8, 2),
         ({"ab_mcts_simulations": 3, "ab_mcts_judge_samples": 3}, 12, 4),
         ({"ab_mcts_simulations": 3, "ab_mcts_judge": "checklist"}, 3 + 2 + 3, 6),
+        ({"ab_mcts_simulations": 3, "ab_mcts_judge": "exact", "ab_mcts_judge_reference": "try 101"}, 3, 2),
     ],
 )
 async def test_calls_and_depth(fields: dict[str, Any], calls: int, depth: int) -> None:

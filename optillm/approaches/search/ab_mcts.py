@@ -25,7 +25,8 @@ What is different, and why:
   ask and tell; that they differ is left to Thompson sampling. 1 is the paper's sequential search.
 - An answer that the judge could not score joins the tree without changing any belief, and can win only if
   no answer has a score.
-- The judges ``pairwise`` cannot be used: a comparison is no score that holds through the whole tree.
+- The judge ``pairwise`` cannot be used: a comparison is no score that holds through the whole tree.
+  ``checklist`` and ``tests`` write their own checks anew for each wave (not tests that the request gives).
 
 The complete answer with the highest score wins; of equals, the earlier. Use it when the judge can be
 trusted (tests, a reward model, a strong model) and when the budget is worth more than the waiting time:
