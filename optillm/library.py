@@ -25,7 +25,6 @@ from optillm.protocol.errors import InvalidRequest
 from optillm.sandbox.choose import open_sandbox
 from optillm.upstreams.capabilities import Capabilities
 from optillm.upstreams.client import ClientUpstream
-from optillm.upstreams.openai_http import OpenAIUpstream, make_session
 from optillm.upstreams.router import Named, Router
 
 Observer = Callable[[CallRecord | NoteRecord], None]
@@ -164,6 +163,9 @@ def _check_upstream(upstream: Any) -> None:
 
 async def _upstream(upstream: Any, key: str | None, stack: AsyncExitStack) -> Upstream:
     if isinstance(upstream, str):
+        # The HTTP client takes as long to import as all the rest, and not every caller needs it.
+        from optillm.upstreams.openai_http import OpenAIUpstream, make_session
+
         session = make_session()
         stack.push_async_callback(session.close)
         return OpenAIUpstream("upstream", upstream, key, session)

@@ -14,10 +14,13 @@ from optillm.core.upstream import Upstream
 from optillm.faces.service import Service
 from optillm.sandbox.choose import open_sandbox
 from optillm.settings import Settings, UpstreamSettings
+from optillm.upstreams.azure import AzureUpstream
 from optillm.upstreams.capabilities import Capabilities
-from optillm.upstreams.openai_http import HTTPOptions, make_session
+from optillm.upstreams.litellm import LiteLLMUpstream
+from optillm.upstreams.llamacpp import embedded
+from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream, make_session
 from optillm.upstreams.reward import HTTPRewardModel
-from optillm.upstreams.router import Named, Router, build, tls_context
+from optillm.upstreams.router import Named, Router, tls_context
 
 
 @asynccontextmanager
@@ -40,7 +43,7 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
             retries=s.retries,
             concurrency=concurrency,
         )
-        router = Router([Named(_upstream(u, session, options), u.models) for u in s.upstreams], s.prices)
+        router = Router([Named(upstream_of(u, session, options), u.models) for u in s.upstreams], s.prices)
         stack.push_async_callback(router.aclose)
         # Nothing is started before the first technique that runs code.
         sandbox = open_sandbox(s.sandbox)
@@ -68,15 +71,16 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
         yield service, router
 
 
-def _upstream(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:
-    """The upstream that settings describe."""
-    return build(
-        kind=u.kind,
-        name=u.name,
-        base_url=u.base_url,
-        key=u.key,
-        api_version=u.api_version,
-        model_path=u.model_path,
-        session=session,
-        options=options,
-    )
+def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:
+    """The upstream that settings describe.
+
+    Raises:
+        OptiError: its library is not installed, or its model cannot be had.
+    """
+    if u.kind == "openai":
+        return OpenAIUpstream(u.name, u.base_url, u.key, session, options)
+    if u.kind == "azure":
+        return AzureUpstream(u.name, u.base_url, u.key, session, options, api_version=u.api_version)
+    if u.kind == "litellm":
+        return LiteLLMUpstream(u.name, options)
+    return embedded(u.model_path)

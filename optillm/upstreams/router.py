@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import aiohttp
-
 from optillm.core.run import Route
 from optillm.core.upstream import Upstream
 from optillm.core.usage import Price
 from optillm.protocol.errors import OptiError
-from optillm.upstreams.azure import AzureUpstream
-from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream
 
 LISTED_FOR = 60.0
 """Seconds that a model list stays fresh."""
@@ -157,32 +153,3 @@ def tls_context(verify: bool, bundle: str) -> ssl.SSLContext | bool:
         return ssl.create_default_context(cafile=bundle or None)
     except OSError as error:
         raise OptiError(f"--ssl-cert-path: {bundle} is not a bundle of PEM certificates ({error})") from None
-
-
-def build(
-    *,
-    kind: str,
-    name: str,
-    base_url: str,
-    key: str | None,
-    api_version: str,
-    model_path: str,
-    session: aiohttp.ClientSession,
-    options: HTTPOptions,
-) -> Upstream:
-    """One upstream of a kind: openai, azure, litellm or llamacpp.
-
-    Raises:
-        MissingExtra: its library is not installed.
-    """
-    if kind == "openai":
-        return OpenAIUpstream(name, base_url, key, session, options)
-    if kind == "azure":
-        return AzureUpstream(name, base_url, key, session, options, api_version=api_version)
-    if kind == "litellm":
-        from optillm.upstreams.litellm import LiteLLMUpstream
-
-        return LiteLLMUpstream(name, options)
-    from optillm.upstreams.llamacpp import embedded
-
-    return embedded(model_path)
