@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -143,14 +144,15 @@ class ConversationLog:
         day = datetime.fromtimestamp(entry.created, UTC).date().isoformat()
         line = to_json(entry.to_dict()) + b"\n"
         with (self._folder / f"conversations_{day}.jsonl").open("a+b", buffering=0) as file:
+            # One writer at a time, of all processes: a line that is half written is seen by none.
+            # The lock goes with the file, also when its holder dies.
+            fcntl.flock(file, fcntl.LOCK_EX)
             end = file.seek(0, SEEK_END)
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
                 # A writer that died left part of a line; this one does not become part of it.
                 line = b"\n" + line
-            # One write of a whole line to a file opened for appending: lines of other processes stay
-            # whole. It is shorter only when the disk is full.
             written = file.write(line)
-            if written != len(line):
+            if written != len(line):  # the disk is full
                 raise OSError(f"{written} of {len(line)} bytes written")
 
 
