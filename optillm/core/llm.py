@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from optillm.core.reply import Answer, Reply, parse_completion
 from optillm.core.run import Route, Run, Sink
+from optillm.core.state import State
 from optillm.core.streaming import Assembler, StreamView
 from optillm.core.task import LIMIT_FIELDS, Messages, Options, Task
 from optillm.core.tools import Sandbox
@@ -90,6 +91,17 @@ class LLM:
         if self.run.tools.sandbox is None:
             raise SandboxUnavailable("this technique runs code, and this server has no sandbox (--sandbox)")
         return self.run.tools.sandbox
+
+    @property
+    def state(self) -> State:
+        """What the run's tenant has stored.
+
+        Raises:
+            NotConfigured: the operator switched the store off.
+        """
+        if self.run.tools.states is None:
+            raise NotConfigured("this technique remembers things, and this server has no store (--store)")
+        return self.run.tools.states.of(self.run.tenant)
 
     async def ask(
         self,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
+from optillm.core.state import States
+
 Status = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 
 
@@ -94,6 +96,20 @@ class RewardModel(Protocol):
         ...
 
 
+class Embedder(Protocol):
+    """Turns texts into vectors whose cosine says how near they are in meaning."""
+
+    name: str
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector per text, all of one length.
+
+        Raises:
+            UpstreamError, UpstreamTimeout: none could be had.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Tools:
     """Services of the process that are handed to runs; they hold no request's data.
@@ -101,7 +117,11 @@ class Tools:
     Args:
         sandbox: where code is run; None if the operator switched it off.
         reward: an external reward model, if there is one.
+        embedder: an embedding model, if there is one.
+        states: what is remembered between requests, by tenant; None if nothing is.
     """
 
     sandbox: Sandbox | None = None
     reward: RewardModel | None = None
+    embedder: Embedder | None = None
+    states: States | None = None

