@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from socket import AF_INET, IPPROTO_TCP, SOCK_STREAM, socket
 from typing import Any
 
-import aiohttp
 import uvicorn
 from openai import AsyncOpenAI
 
@@ -65,7 +64,7 @@ async def _demo() -> int:
         try:
             async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600) as client:
                 answers = await asyncio.gather(*(_ask(client, order) for order in ORDERS))
-            good = [await _report(url, order, *a) for order, a in zip(ORDERS, answers, strict=True)]
+                good = [await _report(client, order, *a) for order, a in zip(ORDERS, answers, strict=True)]
         finally:
             server.should_exit = True
             await serving
@@ -93,9 +92,8 @@ async def _ask(client: AsyncOpenAI, order: Order) -> tuple[str, dict[str, Any], 
     return text, info, time.perf_counter() - started
 
 
-async def _report(url: str, order: Order, text: str, info: dict[str, Any], seconds: float) -> bool:
-    async with aiohttp.ClientSession() as http, http.get(f"{url}/v1/runs/{info['run_id']}") as response:
-        run = await response.json()
+async def _report(client: AsyncOpenAI, order: Order, text: str, info: dict[str, Any], seconds: float) -> bool:
+    run = await client.get(f"/runs/{info['run_id']}", cast_to=dict[str, Any])
     registry = builtin_registry()
     plan, _ = split_model(order.model, registry)
     expected = None

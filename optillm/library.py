@@ -164,11 +164,12 @@ def _check_upstream(upstream: Any) -> None:
 async def _upstream(upstream: Any, key: str | None, stack: AsyncExitStack) -> Upstream:
     if isinstance(upstream, str):
         # The HTTP client takes as long to import as all the rest, and not every caller needs it.
-        from optillm.upstreams.openai_http import OpenAIUpstream, make_session
+        from optillm.upstreams.http import ClientOptions, make_client
+        from optillm.upstreams.openai_http import OpenAIUpstream
 
-        session = make_session()
-        stack.push_async_callback(session.close)
-        return OpenAIUpstream("upstream", upstream, key, session)
+        client = make_client(ClientOptions())
+        stack.callback(client.close)
+        return OpenAIUpstream("upstream", upstream, key, client)
     if hasattr(upstream, "chat"):
         return ClientUpstream(upstream)
     found: Upstream = upstream

@@ -90,7 +90,7 @@ class Seen:
     """One call that arrived."""
 
     body: dict[str, Any]
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     path: str
     outcome: str = "open"
     port: int = 0
@@ -210,7 +210,7 @@ class ScriptedUpstream:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peername") if request.transport else None
-        seen = Seen(await request.json(), dict(request.headers), request.path_qs, roles=self.roles)
+        seen = Seen(await request.json(), request.headers.copy(), request.path_qs, roles=self.roles)
         seen.port = peer[1] if peer else 0
         self.calls.append(seen)
         self.in_flight += 1

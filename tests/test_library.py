@@ -12,7 +12,8 @@ from openai import AsyncOpenAI, OpenAI
 import optillm
 from optillm.core.trace import CallRecord, NoteRecord
 from optillm.protocol.errors import InvalidRequest, UpstreamError
-from optillm.upstreams.openai_http import OpenAIUpstream, make_session
+from optillm.upstreams.http import ClientOptions, make_client
+from optillm.upstreams.openai_http import OpenAIUpstream
 from tests.fakes import Said, ScriptedUpstream, Seen, ThreadedUpstream, refusal
 
 pytestmark = pytest.mark.anyio
@@ -55,8 +56,9 @@ async def test_the_official_client() -> None:
 
 
 async def test_an_upstream_object() -> None:
-    async with ScriptedUpstream("ok") as up, make_session() as session:
-        upstream = OpenAIUpstream("mine", up.base_url, None, session)
+    async with ScriptedUpstream("ok") as up:
+        http = make_client(ClientOptions())
+        upstream = OpenAIUpstream("mine", up.base_url, None, http)
         solution = await optillm.solve("Q", model="m", upstream=upstream)
         assert solution.text == "ok"
         assert solution.trace.calls[0].upstream == "mine"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
+from optillm.core.frozen import Frozen
 from optillm.core.llm import LLM, degradable
 from optillm.core.params import build
 from optillm.core.plan import Chain, Par, Plan, Reduce, Unit, pipelines, units, width
@@ -190,7 +190,7 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
     return Outcome(
         tuple(Choices(b.name, b.replies) for b in good),
         run.budget.cut_short,
-        MappingProxyType(execution.failed),
+        Frozen(execution.failed),
         {key: value for b in good for key, value in b.note.items()},
         good[0].answer.raw if good[0].answer and isinstance(job.plan, Unit) else None,
     )

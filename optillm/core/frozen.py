@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType, NoneType
-from typing import Any
+from types import NoneType
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -12,18 +12,30 @@ import msgspec
 _SCALARS = frozenset({str, int, float, bool, NoneType})
 
 
+class Frozen(dict[str, Any]):
+    """A JSON object that cannot be changed. A ``dict``, so that encoders and libraries take it as it is."""
+
+    __slots__ = ()
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("a frozen object cannot be changed; make a new one")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+
 def empty() -> Mapping[str, Any]:
     """An empty read-only mapping, as a default of frozen classes."""
-    return MappingProxyType({})
+    return Frozen()
 
 
 def freeze(value: Any) -> Any:
-    """A read-only copy of a JSON value: objects become mapping proxies, arrays tuples."""
+    """A read-only copy of a JSON value: objects become :class:`Frozen`, arrays tuples."""
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in _SCALARS or kind is Frozen:
         return value
     if kind is dict or isinstance(value, Mapping):
-        return MappingProxyType({key: freeze(item) for key, item in value.items()})
+        return Frozen({key: freeze(item) for key, item in value.items()})
     if kind is list or isinstance(value, list | tuple):
         return tuple([freeze(item) for item in value])
     return value
@@ -46,6 +58,6 @@ def to_json(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if type(value) is MappingProxyType or isinstance(value, Mapping):
+    if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not JSON")

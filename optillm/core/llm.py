@@ -8,9 +8,9 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
+from optillm.core.frozen import Frozen
 from optillm.core.reply import Answer, Reply, parse_completion
 from optillm.core.run import Route, Run, Sink
 from optillm.core.state import State
@@ -560,7 +560,7 @@ class LLM:
             stage,
             self.unit,
             upstream,
-            MappingProxyType(dict(body)),
+            Frozen(body),
             self.run.trace.clock(),
             DEPTH.get() + 1,
             tag,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from optillm.core.answers import split_think
-from optillm.core.frozen import empty, freeze
+from optillm.core.frozen import Frozen, empty, freeze
 from optillm.protocol.errors import UpstreamError
 
 
@@ -33,7 +32,7 @@ class Reply:
     @classmethod
     def of(cls, text: str, finish_reason: str = "stop") -> Reply:
         """A reply made of a text."""
-        return cls(MappingProxyType({"role": "assistant", "content": text}), finish_reason)
+        return cls(Frozen({"role": "assistant", "content": text}), finish_reason)
 
     @property
     def text(self) -> str:
@@ -84,7 +83,7 @@ class Reply:
         message = {**self.message, "content": text}
         if reasoning:
             message["reasoning_content"] = reasoning
-        return replace(self, message=MappingProxyType(message))
+        return replace(self, message=Frozen(message))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
-from optillm.core.frozen import empty, freeze
+from optillm.core.frozen import Frozen, empty, freeze
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
@@ -23,7 +22,7 @@ class Message:
     @classmethod
     def of(cls, role: str, content: Any) -> Message:
         """A new message; content is a string or a sequence of content parts."""
-        return cls(MappingProxyType({"role": role, "content": freeze(content)}))
+        return cls(Frozen({"role": role, "content": freeze(content)}))
 
     @property
     def role(self) -> str:
@@ -57,7 +56,7 @@ class Message:
 
     def with_content(self, content: Any) -> Message:
         """The same message with other content; its other fields are kept."""
-        return Message(MappingProxyType({**self.raw, "content": freeze(content)}))
+        return Message(Frozen({**self.raw, "content": freeze(content)}))
 
 
 Messages = tuple[Message, ...]

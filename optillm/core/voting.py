@@ -6,10 +6,10 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 from optillm.core.answers import final_answer, group_by_answer, group_by_similarity, largest
+from optillm.core.frozen import Frozen
 from optillm.core.llm import LLM
 from optillm.core.prompts import helper, numbered
 from optillm.core.registry import Sigma
@@ -41,7 +41,7 @@ class Samples:
         """The answer with a note of the samples saved."""
         if self.saved is None:
             return answer
-        return replace(answer, note=MappingProxyType({**answer.note, "samples_saved": self.saved}))
+        return replace(answer, note=Frozen({**answer.note, "samples_saved": self.saved}))
 
 
 async def draw_until(llm: LLM, draw: Draw, p: StopParams, *, answer: ReadAnswer = final_answer) -> Samples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import aiohttp
+from wreq import Client
 
 from optillm.core.registry import Registry
 from optillm.core.run import Caps
@@ -16,11 +16,12 @@ from optillm.sandbox.choose import open_sandbox
 from optillm.settings import Settings, UpstreamSettings
 from optillm.upstreams.azure import AzureUpstream
 from optillm.upstreams.capabilities import Capabilities
+from optillm.upstreams.http import ClientOptions, make_client
 from optillm.upstreams.litellm import LiteLLMUpstream
 from optillm.upstreams.llamacpp import embedded
-from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream, make_session
+from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream
 from optillm.upstreams.reward import HTTPRewardModel
-from optillm.upstreams.router import Named, Router, tls_context
+from optillm.upstreams.router import Named, Router
 
 
 @asynccontextmanager
@@ -31,19 +32,18 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
         OptiError: an upstream cannot be used; says what to install or set.
     """
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(
-            make_session(tls_context(s.ssl_verify, s.ssl_cert_path), proxied=s.proxied)
+        client = make_client(
+            ClientOptions(s.connect_timeout, s.request_timeout, s.ssl_verify, s.ssl_cert_path, s.proxied)
         )
+        stack.callback(client.close)
         concurrency = min(s.upstream_concurrency, s.batch_size) if s.batch_mode else s.upstream_concurrency
         options = HTTPOptions(
-            connect_timeout=s.connect_timeout,
-            read_timeout=s.request_timeout,
             # A run's deadline is the same, and began before its calls.
             total_timeout=None,
             retries=s.retries,
             concurrency=concurrency,
         )
-        router = Router([Named(upstream_of(u, session, options), u.models) for u in s.upstreams], s.prices)
+        router = Router([Named(upstream_of(u, client, options), u.models) for u in s.upstreams], s.prices)
         stack.push_async_callback(router.aclose)
         # Nothing is started before the first technique that runs code.
         sandbox = open_sandbox(s.sandbox)
@@ -51,7 +51,7 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
             stack.push_async_callback(sandbox.aclose)
         reward = None
         if s.reward_url:
-            reward = HTTPRewardModel(s.reward_url, session, key=s.reward_key, model=s.reward_model)
+            reward = HTTPRewardModel(s.reward_url, client, key=s.reward_key, model=s.reward_model)
         service = Service(
             registry=registry,
             models=router,
@@ -71,16 +71,16 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
         yield service, router
 
 
-def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:
+def upstream_of(u: UpstreamSettings, client: Client, options: HTTPOptions) -> Upstream:
     """The upstream that settings describe.
 
     Raises:
         OptiError: its library is not installed, or its model cannot be had.
     """
     if u.kind == "openai":
-        return OpenAIUpstream(u.name, u.base_url, u.key, session, options)
+        return OpenAIUpstream(u.name, u.base_url, u.key, client, options)
     if u.kind == "azure":
-        return AzureUpstream(u.name, u.base_url, u.key, session, options, api_version=u.api_version)
+        return AzureUpstream(u.name, u.base_url, u.key, client, options, api_version=u.api_version)
     if u.kind == "litellm":
         return LiteLLMUpstream(u.name, options)
     return embedded(u.model_path)

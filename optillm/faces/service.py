@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from optillm.core.budget import Limits
 from optillm.core.execute import Job, Outcome, check_tools, check_worst, execute
-from optillm.core.frozen import empty, freeze
+from optillm.core.frozen import Frozen, empty, freeze
 from optillm.core.plan import NONE, units
 from optillm.core.registry import Registry
 from optillm.core.run import Caps, Learned, Route, Run, Sink
@@ -129,13 +128,13 @@ class Service:
                 fields.pop("max_tokens", None)
         taken, warnings = take_params(fields, nested.params or {}, choice.plan, self.registry)
         params = {
-            unit.slug: MappingProxyType({**self.params.get(unit.slug, {}), **taken.get(unit.slug, {})})
+            unit.slug: Frozen({**self.params.get(unit.slug, {}), **taken.get(unit.slug, {})})
             for unit in units(choice.plan)
         }
         streams = bool(request.stream)
         n = request.n if request.n is not None else self.n
         options = Options(freeze(fields), n, request.n is not None)
-        job = Job(choice.plan, self.registry, MappingProxyType(params))
+        job = Job(choice.plan, self.registry, Frozen(params))
         await self.models.learn(choice.model)
         if choice.plan != NONE:
             sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))

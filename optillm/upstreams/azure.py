@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
+from wreq import Client
 
 from optillm.protocol.errors import MissingExtra, UpstreamError
 from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream
@@ -32,13 +32,13 @@ class AzureUpstream(OpenAIUpstream):
         name: str,
         base_url: str,
         key: str | None,
-        session: aiohttp.ClientSession,
+        client: Client,
         options: HTTPOptions | None = None,
         *,
         api_version: str,
         credential: Any = None,
     ) -> None:
-        super().__init__(name, base_url.rstrip("/") + "/openai", key, session, options)
+        super().__init__(name, base_url.rstrip("/") + "/openai", key, client, options)
         self._api_version = api_version
         if self._key is None:
             try:
@@ -69,7 +69,7 @@ class AzureUpstream(OpenAIUpstream):
         return {"Content-Type": "application/json", "Authorization": f"Bearer {token.token}"}
 
     async def aclose(self) -> None:
-        """Close the credential; the session belongs to the process."""
+        """Close the credential; the client belongs to the process."""
         if self._key is None and hasattr(self._credential, "close"):
             await asyncio.to_thread(self._credential.close)
 

@@ -1,29 +1,33 @@
-"""Any OpenAI-compatible server over HTTP, through one pooled client."""
+"""Any OpenAI-compatible server over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import random
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import aiohttp
 import msgspec
+from wreq import Client, Response, Streamer
+from wreq.exceptions import BuilderError, TlsError
 
 from optillm.core.frozen import to_json
 from optillm.core.streaming import StreamEnd
 from optillm.core.upstream import Call
 from optillm.protocol.errors import UpstreamError, UpstreamTimeout
 from optillm.protocol.sse import SSEDecoder
+from optillm.upstreams.http import FAILED, NOT_REACHED, cause, header, timed_out
 from optillm.upstreams.scheduler import FairScheduler
 
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+LIST_TIMEOUT = timedelta(seconds=10)
+"""How long a list of models is waited for."""
+UNLIMITED = timedelta(days=1)
 DRAIN_SECONDS = 0.05
 """How long the end of a finished stream is waited for."""
 
@@ -33,35 +37,19 @@ class HTTPOptions:
     """How an upstream is talked to.
 
     Args:
-        connect_timeout, read_timeout, total_timeout: seconds; ``read`` is between two pieces,
-            ``total`` covers a call with all its retries, from its first place in the scheduler on;
-            None is for callers that end calls themselves.
+        total_timeout: seconds for a call with all its retries, from its first place in the scheduler
+            on; None is for callers that end calls themselves.
         retries: further tries after a failed connection, a time-out, 408, 409, 429 or a 5xx.
         backoff: seconds before the first of them; doubles, with jitter.
         max_retry_after: a longer Retry-After is not waited for but passed on.
         concurrency: calls in flight at once.
     """
 
-    connect_timeout: float = 5.0
-    read_timeout: float = 300.0
     total_timeout: float | None = 600.0
     retries: int = 2
     backoff: float = 0.25
     max_retry_after: float = 20.0
     concurrency: int = 256
-
-
-def make_session(tls: ssl.SSLContext | bool = True, *, proxied: bool = True) -> aiohttp.ClientSession:
-    """The process's HTTP client.
-
-    Args:
-        tls: a context, or False for no verification.
-        proxied: follow the proxy variables of the environment. They are looked up in a thread at
-            every call, so a process that has none does better without.
-    """
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ssl=tls)
-    # An upstream's cookie for one request must not travel with another.
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=proxied)
 
 
 class OpenAIUpstream:
@@ -71,8 +59,8 @@ class OpenAIUpstream:
         name: what to call it in traces and errors.
         base_url: up to and including ``/v1``.
         key: its API key; None sends none.
-        session: the shared client.
-        options: time-outs, retries, concurrency.
+        client: the process's HTTP client; see :func:`optillm.upstreams.http.make_client`.
+        options: total time-out, retries, concurrency.
     """
 
     def __init__(
@@ -80,16 +68,15 @@ class OpenAIUpstream:
         name: str,
         base_url: str,
         key: str | None,
-        session: aiohttp.ClientSession,
+        client: Client,
         options: HTTPOptions | None = None,
     ) -> None:
         self.name = name
         self.base_url = base_url.rstrip("/")
         self.options = options or HTTPOptions()
         self._key = (key or "").strip() or None
-        self._session = session
+        self._client = client
         self._scheduler = FairScheduler(self.options.concurrency)
-        self._timeout = self._limits(self.options.total_timeout)
 
     def url(self, model: str) -> str:
         """Where chat completions of a model are posted."""
@@ -117,83 +104,78 @@ class OpenAIUpstream:
     async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         """See :class:`optillm.core.upstream.Upstream`."""
         async with self._sent(call, to_json({**call.body, "stream": True})) as response:
-            if "event-stream" not in response.content_type:
-                raise self._malformed(await self._read(response), response.content_type)
+            kind = header(response, "Content-Type") or "no type"
+            if "event-stream" not in kind:
+                raise self._malformed(await self._read(response), kind)
             decoder, end = SSEDecoder(), StreamEnd()
             try:
-                async for data in response.content.iter_any():
-                    for payload in decoder.feed(data):
-                        if payload == b"[DONE]":
-                            await _drain(response)
-                            return
-                        end.see(payload)
-                        yield payload
-            except aiohttp.ClientError as error:
-                raise UpstreamError(f"upstream '{self.name}' cut its stream: {error}") from error
-            except TimeoutError as error:
-                raise self._timed_out() from error
+                async with response.stream() as pieces:
+                    async for data in pieces:
+                        # What is no data are trailers.
+                        for payload in decoder.feed(bytes(data)) if isinstance(data, memoryview) else ():
+                            if payload == b"[DONE]":
+                                await _drain(pieces)
+                                return
+                            end.see(payload)
+                            yield payload
+            except FAILED as error:
+                raise self._broken("cut its stream", error) from error
             if not end.complete:
                 raise UpstreamError(f"upstream '{self.name}' ended its stream without finishing it")
 
     async def models(self) -> Sequence[Mapping[str, Any]]:
         """The upstream's model list."""
         headers = await self.headers(None)
-        timeout = aiohttp.ClientTimeout(total=10, sock_connect=self.options.connect_timeout)
         try:
-            async with self._session.get(
-                self.models_url, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                body = await response.read()
-                if response.status != 200:
-                    raise self._refused(response, body)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise UpstreamError(f"upstream '{self.name}': {error or type(error).__name__}") from error
+            response = await self._client.get(self.models_url, headers=headers, timeout=LIST_TIMEOUT)
+            body = bytes(await response.bytes())
+        except FAILED as error:
+            raise UpstreamError(f"upstream '{self.name}': {cause(error)}") from error
+        if response.status.as_int() != 200:
+            raise self._refused(response, body, headers)
         return model_list(body, self.name)
 
     async def aclose(self) -> None:
-        """Nothing of its own: the session belongs to the process."""
+        """Nothing of its own: the client belongs to the process."""
 
     @asynccontextmanager
-    async def _sent(self, call: Call, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _sent(self, call: Call, body: bytes) -> AsyncIterator[Response]:
         """The successful response to the call, after retries; closed at the end."""
         url, headers = self.url(str(call.body.get("model"))), await self.headers(call.bearer)
         loop = asyncio.get_running_loop()
-        total = math.inf if self.options.total_timeout is None else self.options.total_timeout
-        attempt, timeout, end = 0, self._timeout, math.inf
+        attempt, left, end = 0, self.options.total_timeout, math.inf
         while True:
             failure: UpstreamError | UpstreamTimeout
-            async with self._scheduler.turn(call.run_id):
-                end = min(end, loop.time() + total)
+            await self._scheduler.acquire(call.run_id)
+            try:
+                if left is not None:
+                    end = min(end, loop.time() + left)
+                limit = UNLIMITED if left is None else timedelta(seconds=left)
                 try:
-                    response = await self._session.post(
-                        url, data=body, headers=headers, timeout=timeout, allow_redirects=False
-                    )
-                except TimeoutError as error:
-                    failure = self._timed_out()
+                    response = await self._client.post(url, headers=headers, body=body, timeout=limit)
+                except FAILED as error:
+                    failure = self._broken(_stage(error), error)
                     failure.__cause__ = error
-                except aiohttp.ClientError as error:
-                    failure = self._unreachable(error)
                 else:
-                    try:
-                        if response.status == 200:
+                    if response.status.as_int() == 200:
+                        try:
                             yield response
-                            return
-                        failure = self._refused(response, await self._read(response))
-                    finally:
-                        response.close() if not response.content.is_eof() else response.release()
+                        except BaseException:
+                            # A body that was read to its end has given its connection back already.
+                            await response.close()
+                            raise
+                        return
+                    failure = self._refused(response, await self._read(response), headers)
+            finally:
+                self._scheduler.release(call.run_id)
             # Nothing is held while the upstream is given time.
             delay = self._delay(failure, attempt)
             if delay is None or loop.time() + delay >= end:
                 raise failure
             attempt += 1
             await asyncio.sleep(delay)
-            if end < math.inf:
-                timeout = self._limits(end - loop.time())
-
-    def _limits(self, total: float | None) -> aiohttp.ClientTimeout:
-        return aiohttp.ClientTimeout(
-            total=total, sock_connect=self.options.connect_timeout, sock_read=self.options.read_timeout
-        )
+            if left is not None:
+                left = end - loop.time()
 
     def _delay(self, failure: UpstreamError | UpstreamTimeout, attempt: int) -> float | None:
         """Seconds to wait before another try, or None."""
@@ -201,9 +183,9 @@ class OpenAIUpstream:
             return None
         asked = None
         if isinstance(failure, UpstreamError):
-            status, cause = failure.upstream_status, failure.__cause__
-            # A certificate that is refused now will be refused again.
-            if isinstance(cause, aiohttp.ClientSSLError | aiohttp.InvalidURL):
+            status, problem = failure.upstream_status, failure.__cause__
+            # What is refused now will be refused again.
+            if isinstance(problem, BuilderError | TlsError) or (problem and "certificate" in cause(problem)):
                 return None
             if status is not None and status not in RETRIED:
                 return None
@@ -213,33 +195,23 @@ class OpenAIUpstream:
         # Jitter between clients of one upstream; it decides nothing about an answer.
         return float(self.options.backoff * 2**attempt * random.SystemRandom().uniform(0.5, 1.0))
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: Response) -> bytes:
         try:
-            return await response.read()
-        except TimeoutError as error:
-            raise self._timed_out() from error
-        except aiohttp.ClientError as error:
-            raise UpstreamError(f"upstream '{self.name}' broke off its answer: {error}") from error
+            return bytes(await response.bytes())
+        except FAILED as error:
+            raise self._broken("broke off its answer", error) from error
 
-    def _timed_out(self) -> UpstreamTimeout:
-        return UpstreamTimeout(f"upstream '{self.name}' did not answer in time")
-
-    def _unreachable(self, error: aiohttp.ClientError) -> UpstreamError:
-        what = "cannot be reached" if isinstance(error, aiohttp.ClientConnectionError) else "broke off"
-        if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError) and not isinstance(
-            error, aiohttp.ClientConnectorError
-        ):
-            what = "closed the connection"
-        failure = UpstreamError(f"upstream '{self.name}' {what}: {error}")
-        failure.__cause__ = error
-        return failure
+    def _broken(self, what: str, error: Exception) -> UpstreamError | UpstreamTimeout:
+        if timed_out(error):
+            return UpstreamTimeout(f"upstream '{self.name}' did not answer in time")
+        return UpstreamError(f"upstream '{self.name}' {what}: {cause(error)}")
 
     def _malformed(self, body: bytes, content_type: str) -> UpstreamError:
         start = body[:120].decode(errors="replace")
         return UpstreamError(f"upstream '{self.name}' sent {content_type} for a stream: {start!r}")
 
-    def _refused(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
-        body = without_keys(body, response.request_info.headers)
+    def _refused(self, response: Response, body: bytes, sent: Mapping[str, str]) -> UpstreamError:
+        body = without_keys(body, sent)
         try:
             parsed = msgspec.json.decode(body)
         except msgspec.DecodeError:
@@ -247,20 +219,24 @@ class OpenAIUpstream:
         parsed = parsed if isinstance(parsed, dict) else None
         said = error_message(parsed) or body[:300].decode(errors="replace").strip()
         return UpstreamError(
-            f"upstream '{self.name}' answered {response.status}: {said or response.reason}",
-            upstream_status=response.status,
+            f"upstream '{self.name}' answered {response.status.as_int()}: {said or 'nothing'}",
+            upstream_status=response.status.as_int(),
             body=parsed,
-            retry_after=_header(response.headers.get("Retry-After")),
+            retry_after=header(response, "Retry-After"),
         )
 
 
-async def _drain(response: aiohttp.ClientResponse) -> None:
+def _stage(error: Exception) -> str:
+    return "cannot be reached" if isinstance(error, NOT_REACHED) else "closed the connection"
+
+
+async def _drain(pieces: Streamer) -> None:
     """Read the end of a body that says nothing more, so that its connection can be used again."""
-    with suppress(TimeoutError, aiohttp.ClientError):
-        # An upstream that keeps the line open loses it.
+    # An upstream that keeps the line open loses it.
+    with suppress(TimeoutError, *FAILED):
         async with asyncio.timeout(DRAIN_SECONDS):
-            while not response.content.at_eof():
-                await response.content.readany()
+            async for _ in pieces:
+                pass
 
 
 def without_keys(body: bytes, sent: Mapping[str, str]) -> bytes:
@@ -306,7 +282,3 @@ def _retry_after_seconds(value: str | None) -> float | None:
     # "-0000" says that the zone is not known; HTTP dates are in UTC.
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
-
-
-def _header(value: str | None) -> str | None:
-    return value if value and value.isascii() and value.isprintable() else None

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import aiohttp
 import msgspec
+from wreq import Client
 
-from optillm.core.frozen import to_json
-from optillm.protocol.errors import UpstreamError, UpstreamTimeout
+from optillm.protocol.errors import UpstreamError
+from optillm.upstreams.http import post_json
 
 
 class HTTPRewardModel:
@@ -24,20 +24,17 @@ class HTTPRewardModel:
         url: where conversations are posted.
         key: sent as Bearer, if any.
         model: the name to send; empty sends none.
-        session: the process's HTTP client.
+        client: the process's HTTP client.
         timeout: seconds for a whole call.
     """
 
     name = "reward"
 
     def __init__(
-        self, url: str, session: aiohttp.ClientSession, *, key: str = "", model: str = "", timeout: float = 60
+        self, url: str, client: Client, *, key: str = "", model: str = "", timeout: float = 60
     ) -> None:
-        self._url, self._session, self._model = url, session, model
-        self._headers = {"Content-Type": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._url, self._client, self._model, self._timeout = url, client, model, timeout
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     async def score(self, messages: Sequence[Mapping[str, Any]]) -> float:
         """The reward, on the model's own scale.
@@ -49,17 +46,9 @@ class HTTPRewardModel:
         body: dict[str, Any] = {"messages": messages}
         if self._model:
             body["model"] = self._model
-        try:
-            async with self._session.post(
-                self._url, data=to_json(body), headers=self._headers, timeout=self._timeout
-            ) as response:
-                data = await response.read()
-                if response.status != 200:
-                    raise UpstreamError(f"the reward model answered {response.status}")
-        except TimeoutError as error:
-            raise UpstreamTimeout("the reward model did not answer in time") from error
-        except aiohttp.ClientError as error:
-            raise UpstreamError(f"the reward model cannot be reached: {error}") from error
+        data = await post_json(
+            self._client, self._url, body, self._headers, seconds=self._timeout, whom="the reward model"
+        )
         found = _number(_decoded(data))
         if found is None:
             raise UpstreamError(f"the reward model sent no score: {data[:120].decode(errors='replace')!r}")

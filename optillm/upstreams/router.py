@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -139,17 +138,3 @@ class Router:
         finally:
             listing.at = self._clock()
             listing.asking = None
-
-
-def tls_context(verify: bool, bundle: str) -> ssl.SSLContext | bool:
-    """How certificates of upstreams are checked: by the system, by a bundle, or not at all.
-
-    Raises:
-        OptiError: the bundle holds no certificates.
-    """
-    if not verify:
-        return False
-    try:
-        return ssl.create_default_context(cafile=bundle or None)
-    except OSError as error:
-        raise OptiError(f"--ssl-cert-path: {bundle} is not a bundle of PEM certificates ({error})") from None

@@ -11,7 +11,7 @@ HARMLESS = frozenset(
         "re.compile", "frozenset", "tuple", "MappingProxyType", "types.MappingProxyType", "TypeVar",
         "NewType", "ContextVar", "Path", "msgspec.json.Decoder", "msgspec.json.Encoder",
         "logging.getLogger", "field", "dataclass_field", "attribute", "Option", "Order", "Unit", "object",
-        "aiohttp.ClientTimeout", "approach", "dataclass", "dataclass_transform", "Meta", "range",
+        "timedelta", "approach", "dataclass", "dataclass_transform", "Meta", "range",
         "struct.Struct", "Machine",
         "property", "cached_property", "staticmethod", "classmethod", "namedtuple",
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 from aiohttp import web
 
 from optillm.core.upstream import Call
-from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream, make_session
+from optillm.upstreams.http import ClientOptions, make_client
+from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEY = "sk-the-key-of-the-server"
@@ -40,12 +41,16 @@ async def answering(handler: Handler, tls: ssl.SSLContext | None = None) -> Asyn
 
 @asynccontextmanager
 async def upstream(
-    base_url: str, *, key: str | None = KEY, tls: ssl.SSLContext | bool = True, **options: Any
+    base_url: str,
+    *,
+    key: str | None = KEY,
+    client: ClientOptions | None = None,
+    **options: Any,
 ) -> AsyncIterator[OpenAIUpstream]:
     """An upstream that retries at once, and only if told to."""
     limits = HTTPOptions(**{"retries": 0, "backoff": 0.001, **options})
-    async with make_session(tls) as session:
-        yield OpenAIUpstream("up", base_url, key, session, limits)
+    with closing(make_client(client or ClientOptions())) as http:
+        yield OpenAIUpstream("up", base_url, key, http, limits)
 
 
 def call(text: str = "hi", *, run: str = "run", bearer: str | None = None, **fields: Any) -> Call:

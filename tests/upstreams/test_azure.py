@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
@@ -13,6 +12,7 @@ from optillm.plugins import builtin_registry
 from optillm.protocol.errors import UpstreamError
 from optillm.settings import UpstreamSettings, load
 from optillm.upstreams.azure import SCOPE, AzureUpstream
+from optillm.upstreams.http import ClientOptions, make_client
 from tests.fakes import ScriptedUpstream
 from tests.serving import serving
 from tests.upstreams.servers import call
@@ -61,8 +61,9 @@ async def test_streaming() -> None:
 
 async def test_by_managed_identity() -> None:
     credential = Credential()
-    async with ScriptedUpstream() as up, aiohttp.ClientSession() as session:
-        azure = AzureUpstream("azure", up.url, None, session, api_version="v", credential=credential)
+    async with ScriptedUpstream() as up:
+        http = make_client(ClientOptions())
+        azure = AzureUpstream("azure", up.url, None, http, api_version="v", credential=credential)
         await azure.complete(call(bearer="sk-of-the-client"))
         await azure.complete(call())
         assert [c.headers["Authorization"] for c in up.calls] == ["Bearer token-1", "Bearer token-2"]
@@ -74,8 +75,9 @@ async def test_by_managed_identity() -> None:
 
 async def test_no_identity_is_an_error_of_the_upstream() -> None:
     credential = Credential(ClientAuthenticationError("no managed identity endpoint found"))
-    async with ScriptedUpstream() as up, aiohttp.ClientSession() as session:
-        azure = AzureUpstream("azure", up.url, None, session, api_version="v", credential=credential)
+    async with ScriptedUpstream() as up:
+        http = make_client(ClientOptions())
+        azure = AzureUpstream("azure", up.url, None, http, api_version="v", credential=credential)
         with pytest.raises(UpstreamError, match="no managed identity endpoint") as caught:
             await azure.complete(call())
         assert caught.value.status == 502

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from optillm.protocol.errors import OptiError, UpstreamError, UpstreamTimeout
+from optillm.upstreams.http import ClientOptions
 from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen, refusal
 from tests.serving import Answer, serving
 from tests.upstreams.servers import COMPLETION, KEY, answering, call, upstream
@@ -186,7 +187,7 @@ def deaf() -> Iterator[str]:
 
 async def test_connecting_takes_too_long() -> None:
     with deaf() as url:
-        async with upstream(url, connect_timeout=0.1) as client:
+        async with upstream(url, client=ClientOptions(connect_timeout=0.1)) as client:
             with pytest.raises(UpstreamTimeout) as caught:
                 await client.complete(call())
             assert caught.value.status == 504
@@ -194,7 +195,10 @@ async def test_connecting_takes_too_long() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_silence_takes_too_long(stream: bool) -> None:
-    async with ScriptedUpstream(Fault("hang")) as up, upstream(up.base_url, read_timeout=0.1) as client:
+    async with (
+        ScriptedUpstream(Fault("hang")) as up,
+        upstream(up.base_url, client=ClientOptions(read_timeout=0.1)) as client,
+    ):
         with pytest.raises(UpstreamTimeout):
             await (anext(client.stream(call())) if stream else client.complete(call()))
         await up.until(lambda: up.calls[0].outcome == "cancelled")
@@ -211,7 +215,7 @@ async def trickle(request: web.Request) -> web.StreamResponse:
 async def test_an_answer_that_never_ends_takes_too_long() -> None:
     async with (
         answering(trickle) as url,
-        upstream(url, read_timeout=5, total_timeout=0.2) as client,
+        upstream(url, total_timeout=0.2) as client,
     ):
         with pytest.raises(UpstreamTimeout):
             await client.complete(call())
@@ -219,7 +223,10 @@ async def test_an_answer_that_never_ends_takes_too_long() -> None:
 
 async def test_a_time_out_is_tried_again_within_the_total() -> None:
     script = failing(1, Fault("hang"))
-    async with ScriptedUpstream(script) as up, upstream(up.base_url, retries=1, read_timeout=0.2) as client:
+    async with (
+        ScriptedUpstream(script) as up,
+        upstream(up.base_url, retries=1, client=ClientOptions(read_timeout=0.2)) as client,
+    ):
         assert b'"fine"' in await client.complete(call())
         assert len(up.calls) == 2
 
@@ -227,7 +234,7 @@ async def test_a_time_out_is_tried_again_within_the_total() -> None:
 async def test_the_total_covers_all_tries() -> None:
     async with (
         ScriptedUpstream(Fault("hang")) as up,
-        upstream(up.base_url, retries=50, read_timeout=5, total_timeout=0.2) as client,
+        upstream(up.base_url, retries=50, total_timeout=0.2) as client,
     ):
         with pytest.raises(UpstreamTimeout):
             await client.complete(call())

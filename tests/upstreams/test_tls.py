@@ -11,7 +11,7 @@ from aiohttp import web
 
 from optillm.protocol.errors import OptiError, UpstreamError
 from optillm.settings import UpstreamSettings
-from optillm.upstreams.router import tls_context
+from optillm.upstreams.http import ClientOptions, make_client
 from tests.serving import serving
 from tests.upstreams.servers import COMPLETION, answering, call, upstream
 
@@ -99,4 +99,4 @@ def test_a_bundle_without_certificates(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.write_text("nothing")
     with pytest.raises(OptiError, match=r"--ssl-cert-path: .*ca\.pem"):
-        tls_context(True, str(path))
+        make_client(ClientOptions(bundle=str(path)))

@@ -50,10 +50,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
-from types import MappingProxyType
 from typing import Any, Literal
 
 from optillm.core.answers import final_answer, group_by_answer
+from optillm.core.frozen import Frozen
 from optillm.core.judges import JudgeParams, judge_calls, score
 from optillm.core.llm import LLM, degradable
 from optillm.core.params import field
@@ -132,7 +132,7 @@ class Partial:
         parts = [step.logprobs for step in self.steps]
         tokens = [t for part in parts if part for t in part.get("content") or ()]
         whole = tokens and all(parts)
-        logprobs = MappingProxyType({"content": tuple(tokens), "refusal": None}) if whole else None
+        logprobs = Frozen({"content": tuple(tokens), "refusal": None}) if whole else None
         return replace(self.steps[-1].with_text(self.text), logprobs=logprobs)
 
     def to_dict(self) -> dict[str, Any]:
