@@ -50,10 +50,8 @@ POSTGRES_REASONS = (
     ("53", "it is full: it has no space or memory left"),
     ("55P03", f"somebody has locked it, and did not let go for {BUSY_SECONDS:g} s"),
     ("40", "too many change the same at once"),
-    ("28", "it refuses this user"),
-    ("42501", "it refuses this user"),
-    ("3D000", "there is no such database"),
-    ("57P", "it is shutting down or starting"),
+    ("42501", "it does not allow this to its user"),
+    ("57P", "it is shutting down"),
 )
 COLLISIONS = ("40001", "40P01")
 """PostgreSQL: transactions that can be begun again."""
@@ -239,5 +237,6 @@ def _reason(error: Exception) -> str:
             if code is not None and code.startswith(start):
                 return reason
     if name is None and state is None:
-        return "it cannot be reached"
+        # PostgreSQL gives no code to a connection that it refuses; the log has its words.
+        return "it cannot be reached, or refuses the connection"
     return f"it reported {name or state}"
