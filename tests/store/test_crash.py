@@ -47,7 +47,8 @@ async def learn(state, first):
             await state.change_strategy(f"s{i}", lambda s: replace(s, total_attempts=i, success_count=i))
             say("changed", i)
             if i % 5 == 0:
-                await state.replace_strategies([f"s{i}"], [Strategy(f"m{i}", "t", "merged"), Strategy(f"n{i}", "t", "merged")])
+                merged = [Strategy(f"{name}{i}", "t", "merged") for name in "mn"]
+                await state.replace_strategies([f"s{i}"], merged)
                 say("replaced", i)
         except StoreError as error:
             say("failed", i)
@@ -134,14 +135,14 @@ async def test_the_writer_is_killed(store_url: str, lines: int) -> None:
 async def test_a_writer_that_is_killed_again_and_again(store_url: str) -> None:
     """Every time in another place, and without being given time to look at what it left."""
     for round_ in range(4):
-        url_said = Learner(store_url)
-        url_said.until(20 + 7 * round_)
-        url_said.process.kill()
-        url_said.rest()
+        learner = Learner(store_url)
+        learner.until(20 + 7 * round_)
+        learner.process.kill()
+        learner.rest()
         async with aclosing(Store(store_url)) as store:
             state = StoredStates(store).of("a")
             ids = {s.id for s in await state.strategies()}
-            assert {f"s{i}" for what, i in url_said.said if what == "changed" and i % 5} <= ids
+            assert {f"s{i}" for what, i in learner.said if what == "changed" and i % 5} <= ids
             await state.replace_strategies(sorted(ids), [])
 
 

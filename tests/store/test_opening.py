@@ -67,8 +67,8 @@ def test_a_missing_driver_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_a_driver_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is there, but not the library that it is for."""
-    monkeypatch.setitem(sys.modules, "psycopg", None)
     async with aclosing(Store("postgresql://h/x")) as store:
+        monkeypatch.setitem(sys.modules, "psycopg", None)
         with pytest.raises(MissingExtra, match=r"optillm\[postgres\]"):
             await StoredStates(store).of("a").count("n")
 
