@@ -223,7 +223,7 @@ def parser(registry: Registry, prog: str = "optillm serve") -> CommandLine:
     out = CommandLine(
         prog=prog,
         description="OpenAI-compatible optimizing inference proxy.",
-        epilog="Other commands: optillm ask QUESTION; optillm approaches.",
+        epilog="Other commands: optillm ask QUESTION; optillm approaches; optillm strategies.",
         allow_abbrev=False,
     )
     out.add_argument("--version", action="version", version=__version__)

@@ -75,6 +75,8 @@ class Rows:
         if row is None:
             return None
         changed = change(_strategy(row))
+        if changed is not None and changed.id != row.id:
+            raise ValueError(f"a change may not give a strategy another id: {changed.id}")
         if changed is None:
             await self._connection.execute(delete(table).where(*this))
         else:

@@ -105,6 +105,8 @@ async def test_a_change_that_raises_changes_nothing(state: StoredState) -> None:
     await state.add_strategy(FULL)
     with pytest.raises(ZeroDivisionError):
         await state.change_strategy("full", lambda s: replace(s, confidence=1 / 0))
+    with pytest.raises(ValueError, match="another id: other"):
+        await state.change_strategy("full", lambda s: replace(s, id="other"))
     assert await state.strategies() == (FULL,)
     assert await state.change_strategy("full", more_success) is not None
 
