@@ -23,9 +23,13 @@ from optillm.plugins import builtin_registry
 from optillm.protocol.chat import ChatRequest, parse_request
 from optillm.protocol.errors import InvalidRequest
 from optillm.sandbox.choose import open_sandbox
+from optillm.store.states import StoredStates
+from optillm.store.store import Store
 from optillm.upstreams.capabilities import Capabilities
 from optillm.upstreams.client import ClientUpstream
 from optillm.upstreams.router import Named, Router
+
+ENDS = "what techniques remember ends with this call: solve(…, store='sqlite:///PATH') keeps it"
 
 Observer = Callable[[CallRecord | NoteRecord], None]
 
@@ -57,6 +61,7 @@ async def solve(
     registry: Registry | None = None,
     observer: Observer | None = None,
     tools: Tools | None = None,
+    store: str | bool | None = None,
     **fields: Any,
 ) -> Solution:
     """Answer a conversation with a technique.
@@ -69,16 +74,25 @@ async def solve(
         key: API key for a base URL.
         registry: the approaches; the built-in and installed ones if None.
         observer: called with each record of the trace: a call when it has ended, a note at once.
-        tools: services for techniques that run code; if None, they are made when one is needed and ended
-            with the call.
+        tools: services for techniques that run code or remember things; if None, they are made when one
+            is needed and ended with the call.
+        store: where techniques remember things: ``sqlite:///PATH`` or ``postgresql://…``; if None, in
+            memory, until the call ends. Not together with ``tools``, which name their own. A bool is the
+            field of a chat-completion request.
         fields: parameters of the approach by short or request name (``simulations=4``), and any
             field of a chat-completion request (``temperature``, ``n``, ``optillm_budget``…).
 
     Raises:
         OptiError: a bad field or parameter, or the upstream failed.
-        TypeError: ``upstream`` is none.
+        SettingsError: the store cannot be opened.
+        TypeError: ``upstream`` is none, or both ``tools`` and ``store`` are given.
     """
     _check_upstream(upstream)
+    if isinstance(store, bool):
+        fields["store"] = store
+        store = None
+    if tools is not None and store is not None:
+        raise TypeError("give tools or store: tools name their own states")
     approaches = registry or builtin_registry()
     async with AsyncExitStack() as stack:
         router = Router([Named(await _upstream(upstream, key, stack))])
@@ -86,18 +100,20 @@ async def solve(
             registry=approaches,
             models=_Exact(router),
             learned=Capabilities(),
-            tools=_tools(stack) if tools is None else tools,
+            tools=_tools(stack, store) if tools is None else tools,
         )
         return await solve_with(
             service, messages, optillm_approach=approach, model=model, observer=observer, **fields
         )
 
 
-def _tools(stack: AsyncExitStack) -> Tools:
+def _tools(stack: AsyncExitStack, url: str | None) -> Tools:
+    store = Store(url or "")
+    stack.push_async_callback(store.aclose)
     sandbox = open_sandbox()
     if sandbox is not None:
         stack.push_async_callback(sandbox.aclose)
-    return Tools(sandbox)
+    return Tools(sandbox, states=StoredStates(store, "" if url else ENDS))
 
 
 def solve_sync(messages: str | Iterable[Mapping[str, Any]], **arguments: Any) -> Solution:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from optillm.settings import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: ``serve`` (also without a word), ``ask`` or ``approaches``."""
+    """Run the command: ``serve`` (also without a word), ``ask``, ``approaches`` or ``strategies``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "serve"
     rest = arguments[1:] if arguments[:1] == [command] else arguments
-    commands = {"serve": _serve, "ask": _ask, "approaches": _approaches}
+    commands = {"serve": _serve, "ask": _ask, "approaches": _approaches, "strategies": _strategies}
     if command not in commands:
         print(f"optillm: unknown command '{command}'; one of {', '.join(commands)}", file=sys.stderr)
         return 2
@@ -72,6 +73,12 @@ def _approaches(argv: Sequence[str]) -> int:
     return 0
 
 
+def _strategies(argv: Sequence[str]) -> int:
+    from optillm.cli.strategies import strategies
+
+    return strategies(argv)
+
+
 def _ask(argv: Sequence[str]) -> int:
     """``optillm ask QUESTION``: one question, answered in this process, with the server's settings."""
     folder, override = plugins_of(argv)
@@ -89,8 +96,14 @@ def _ask(argv: Sequence[str]) -> int:
 async def _answer(settings: Settings, registry: Registry, question: str, trace: bool) -> int:
     from optillm.faces.assemble import assembled
     from optillm.library import solve_with
+    from optillm.store.states import StoredStates
+    from optillm.store.store import Store
 
-    async with assembled(settings, registry) as (service, _):
+    ends = "" if settings.store else "what techniques remember ends with this command: --store keeps it"
+    async with (
+        aclosing(Store(settings.store)) as store,
+        assembled(settings, registry, StoredStates(store, ends)) as (service, _),
+    ):
         solution = await solve_with(service, question, observer=print_record if trace else None)
     print(solution.text)
     if trace:

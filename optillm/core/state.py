@@ -66,15 +66,20 @@ class Note:
 class State(Protocol):
     """A tenant's state. Every change is one transaction; what has returned is committed.
 
-    Every method raises ``StoreError`` when the store is locked, full, read-only or gone.
+    Every method raises ``StoreError`` when the store is locked, full, read-only or gone. Of text, NUL
+    characters come back as U+FFFD.
     """
 
     async def strategies(self, type: str | None = None) -> tuple[Strategy, ...]:
-        """All strategies, or those of a type, oldest first."""
+        """All strategies, or those of a type, oldest first, then by id."""
         ...
 
     async def add_strategy(self, strategy: Strategy) -> None:
-        """Add one; its id must be new."""
+        """Add one.
+
+        Raises:
+            ValueError: its id is taken.
+        """
         ...
 
     async def change_strategy(
@@ -82,12 +87,23 @@ class State(Protocol):
     ) -> Strategy | None:
         """Read, change and write one in one transaction; ``change`` returning None deletes it.
 
-        ``change`` may be called again when somebody else's change came between. None if there is none.
+        Nobody else changes it meanwhile. ``change`` must be quick, and may be called again when the
+        transaction has to be begun again; what it raises is raised, and nothing is changed.
+
+        Returns:
+            The strategy as it is now; None if there is none.
+
+        Raises:
+            ValueError: ``change`` gave it another id.
         """
         ...
 
     async def replace_strategies(self, gone: Sequence[str], new: Sequence[Strategy]) -> None:
-        """Delete some and add others, in one transaction: a merge, an import."""
+        """Delete some and add others, in one transaction: a merge, an import.
+
+        Raises:
+            ValueError: the id of a new one is taken, by one that does not go.
+        """
         ...
 
     async def count(self, name: str, by: int = 1) -> int:
@@ -101,8 +117,11 @@ class State(Protocol):
     async def add_notes(
         self, conversation: str, notes: Sequence[Note], *, most: int, max_age: float, now: float
     ) -> None:
-        """Add notes (one with a text that is there is only refreshed), then drop those unused for
-        ``max_age`` seconds and the least recently used over ``most``.
+        """Add notes (one with a text that is there is only refreshed), then drop the conversation's
+        notes unused for ``max_age`` seconds and the least recently used over ``most``.
+
+        Notes of the tenant's other conversations are dropped after the time that was said when they were
+        added: a conversation that nobody goes on with is forgotten as well.
         """
         ...
 
@@ -111,7 +130,11 @@ class State(Protocol):
         ...
 
     async def delete_notes(self, conversation: str | None = None) -> int:
-        """Forget a conversation, or everything; how many notes there were."""
+        """Forget a conversation, or everything that was read: all notes and all summaries.
+
+        Returns:
+            How many notes there were.
+        """
         ...
 
     async def summary(self, key: str) -> str | None:

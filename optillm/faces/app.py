@@ -15,21 +15,25 @@ from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
 from optillm.core.run import Run
 from optillm.faces.assemble import assembled
+from optillm.faces.body import read_body
 from optillm.faces.chat import Chat
 from optillm.faces.openapi import openapi
+from optillm.faces.remembered import is_remembered, remembered
 from optillm.faces.service import new_run_id
 from optillm.observe.conversations import ConversationLog
 from optillm.protocol.errors import (
     Forbidden,
-    MethodNotAllowed,
     NotFound,
     OptiError,
     Overloaded,
     Unauthorized,
     internal_error,
+    only,
 )
 from optillm.settings import SCOPES, Key, Settings, sha256
-from optillm.store.runs import RunStore, open_store
+from optillm.store.runs import MemoryRuns, RunStore, StoredRuns
+from optillm.store.states import StoredStates
+from optillm.store.store import Store
 from optillm.upstreams.router import Router
 
 Scope = Mapping[str, Any]
@@ -37,6 +41,9 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 log = logging.getLogger("optillm")
+
+ENDS = "what techniques remember ends with this server: --store sqlite:///PATH keeps it"
+"""Said the first time that something is remembered, if so it is."""
 
 _OPEN = frozenset({"/health", "/ready"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -48,12 +55,17 @@ class App:
     Args:
         settings: frozen; what it is told to do.
         registry: the approaches.
+
+    Raises:
+        SettingsError: the store cannot be opened.
     """
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self.settings = settings
         self.registry = registry
-        self.runs: RunStore = open_store(settings.store)
+        self.store = Store(settings.store)
+        self.runs: RunStore = StoredRuns(self.store) if settings.store else MemoryRuns()
+        self.states = StoredStates(self.store, "" if settings.keeps_store else ENDS)
         self.active: set[Run] = set()
         self.draining = False
         self._stack = AsyncExitStack()
@@ -100,8 +112,9 @@ class App:
 
     async def _start(self) -> None:
         s = self.settings
+        self._stack.push_async_callback(self.store.aclose)
         self._stack.push_async_callback(self.runs.aclose)
-        service, router = await self._stack.enter_async_context(assembled(s, self.registry))
+        service, router = await self._stack.enter_async_context(assembled(s, self.registry, self.states))
         conversations = None
         if s.log_conversations:
             conversations = ConversationLog(s.conversation_log_dir)
@@ -156,18 +169,25 @@ class App:
             await self.start()
         tenant, bearer = ("", None) if path in _OPEN else self._enter(given, _scope(path))
         if path in ("/v1/chat/completions", "/chat/completions"):
-            _only(method, "POST")
+            only(method, "POST")
             if self.draining:
                 raise Overloaded("the server is shutting down")
             assert self._chat is not None
             await self._chat.serve(given, receive, send, request_id=request_id, tenant=tenant, bearer=bearer)
             return
-        status, body = await self._get(path, method, scope, tenant)
+        if is_remembered(path):
+            most = int(self.settings.max_body_mb * (1 << 20))
+            query, state = scope.get("query_string", b""), self.states.of(tenant)
+            status, body = await remembered(
+                method, path, query, lambda: read_body(given, receive, most), state
+            )
+        else:
+            status, body = await self._get(path, method, scope, tenant)
         await send_json(send, status, body, {"X-Request-Id": request_id}, head=method == "HEAD")
 
     async def _get(self, path: str, method: str, scope: Scope, tenant: str) -> tuple[int, Any]:
         if path in self._gets:
-            _only(method, "GET", "HEAD")
+            only(method, "GET", "HEAD")
             return await self._gets[path](tenant, scope)
         for root, one in (
             ("/v1/models/", self._model),
@@ -175,7 +195,7 @@ class App:
             ("/v1/runs/", self._run),
         ):
             if path.startswith(root):
-                _only(method, "GET", "HEAD")
+                only(method, "GET", "HEAD")
                 return await one(path.removeprefix(root), tenant)
         raise NotFound(f"there is nothing at {path}", code="unknown_path")
 
@@ -270,15 +290,9 @@ def _model_object(model: Mapping[str, Any]) -> dict[str, Any]:
 def _scope(path: str) -> str:
     """What a key must be for."""
     chat, models, runs = SCOPES
-    if path.startswith("/v1/runs"):
+    if path.startswith("/v1/runs") or is_remembered(path):
         return runs
     return models if path.startswith(("/v1/models", "/v1/approaches")) else chat
-
-
-def _only(method: str, *allowed: str) -> None:
-    if method not in allowed:
-        allow = ", ".join(allowed)
-        raise MethodNotAllowed(f"{method} is not possible here; allowed: {allow}", allow)
 
 
 async def send_json(

@@ -9,6 +9,7 @@ from wreq import Client
 
 from optillm.core.registry import Registry
 from optillm.core.run import Caps
+from optillm.core.state import States
 from optillm.core.tools import Tools
 from optillm.core.upstream import Upstream
 from optillm.faces.service import Service
@@ -25,8 +26,13 @@ from optillm.upstreams.router import Named, Router
 
 
 @asynccontextmanager
-async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Service, Router]]:
+async def assembled(s: Settings, registry: Registry, states: States) -> AsyncIterator[tuple[Service, Router]]:
     """What all requests of a process share, and its upstreams; closed at the end.
+
+    Args:
+        s: what the process is told to do.
+        registry: the approaches.
+        states: what techniques remember; closed by whoever opened it.
 
     Raises:
         OptiError: an upstream cannot be used; says what to install or set.
@@ -66,7 +72,7 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
             n=s.n,
             params=s.params,
             progress=s.stream_progress,
-            tools=Tools(sandbox, reward),
+            tools=Tools(sandbox, reward, states=states),
         )
         yield service, router
 

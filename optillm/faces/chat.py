@@ -11,12 +11,13 @@ from typing import Any
 from optillm.core.execute import Outcome
 from optillm.core.run import Run
 from optillm.core.scope import CancelScope
+from optillm.faces.body import read_body
 from optillm.faces.respond import about, completion, final_headers, record
 from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.faces.stream import EventStream
 from optillm.observe.conversations import ConversationLog, Entry
 from optillm.protocol.chat import parse_request
-from optillm.protocol.errors import BodyTimeout, BodyTooLarge, OptiError, internal_error
+from optillm.protocol.errors import OptiError, internal_error
 from optillm.store.runs import RunStore
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -26,9 +27,6 @@ WATCH_AFTER = 0.05
 """Seconds after which a run's client is watched; part of the 100 ms in which its calls must stop."""
 
 log = logging.getLogger("optillm")
-
-BODY_SECONDS = 60.0
-"""How long a client may take to send its request."""
 
 
 class Chat:
@@ -72,7 +70,7 @@ class Chat:
         Raises:
             OptiError: it failed before the response had begun.
         """
-        body = await self._body(given, receive)
+        body = await read_body(given, receive, self.max_body)
         raw, request = parse_request(body)
         prepared = await self.service.prepare(raw, request)
         extra = {"X-Request-Id": request_id}
@@ -128,31 +126,6 @@ class Chat:
             finally:
                 watcher.stop()
         return outcome
-
-    async def _body(self, given: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        declared = given.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self.max_body:
-            raise BodyTooLarge(f"the body is larger than {self.max_body} bytes (--max-body-mb)")
-        pieces: list[bytes] = []
-        size, more = 0, True
-        with CancelScope() as scope:
-            timer = asyncio.get_running_loop().call_later(BODY_SECONDS, scope.cancel)
-            try:
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise BodyTimeout("the client went away while sending")
-                    piece = message.get("body", b"")
-                    size += len(piece)
-                    if size > self.max_body:
-                        raise BodyTooLarge(f"the body is larger than {self.max_body} bytes (--max-body-mb)")
-                    pieces.append(piece)
-                    more = message.get("more_body", False)
-            finally:
-                timer.cancel()
-        if scope.cancelled:
-            raise BodyTimeout("the request was not sent in time")
-        return b"".join(pieces)
 
     def _keep(
         self,

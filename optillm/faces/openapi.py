@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from optillm.core.registry import Registry
 from optillm.protocol.chat import ChatRequest
+from optillm.store.exchange import Strategies
 from optillm.version import __version__
 
 
@@ -123,9 +124,54 @@ class ModelList(Struct):
     data: list[Model]
 
 
+class Memory(Struct):
+    """A note of a conversation; times are seconds since 1970."""
+
+    object: Literal["memory"]
+    id: int
+    conversation: str
+    text: str
+    source: str
+    created: float
+    used: float
+
+
+class MemoryList(Struct):
+    """Notes, last used first; of more than 1000, the rest is not shown."""
+
+    object: Literal["list"]
+    data: list[Memory]
+    has_more: bool
+
+
+class MemoriesDeleted(Struct):
+    """How many notes there were."""
+
+    object: Literal["memories.deleted"]
+    deleted: int
+
+
+class StrategiesImported(Struct):
+    """How many strategies were added or replaced."""
+
+    object: Literal["strategies.imported"]
+    imported: int
+
+
+class StrategyDeleted(Struct):
+    """The strategy is gone."""
+
+    object: Literal["strategy.deleted"]
+    id: str
+    deleted: Literal[True]
+
+
 def openapi(registry: Registry) -> dict[str, Any]:
     """The description, as OpenAPI 3.1."""
-    types = (ChatRequest, ChatCompletion, ChatCompletionChunk, ModelList, Error)
+    types = (
+        ChatRequest, ChatCompletion, ChatCompletionChunk, ModelList, Error,
+        MemoryList, MemoriesDeleted, Strategies, StrategiesImported, StrategyDeleted,
+    )  # fmt: skip
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     for name, owners in registry.request_names.items():
         schemas["ChatRequest"]["properties"][name] = _shared([(slug, p.schema()) for slug, p in owners])
@@ -168,27 +214,53 @@ def _paths() -> dict[str, Any]:
     }
     return {
         "/v1/chat/completions": {"post": chat},
-        "/v1/models": _get(
+        "/v1/models": _operation(
             "listModels", "The models of all upstreams", _ref("ModelList"), query="approaches"
         ),
-        "/v1/models/{id}": _get("retrieveModel", "One model", _ref("Model"), path="id"),
-        "/v1/approaches": _get("listApproaches", "The techniques, with their parameters"),
-        "/v1/approaches/{slug}": _get("retrieveApproach", "One technique", path="slug"),
-        "/v1/runs": _get("listRuns", "One's own last runs"),
-        "/v1/runs/{id}": _get("retrieveRun", "The trace of a run", path="id"),
-        "/health": _get("health", "The process lives", open_to_all=True),
-        "/ready": _get("ready", "An upstream answers", open_to_all=True),
-        "/openapi.json": _get("openapi", "This description"),
+        "/v1/models/{id}": _operation("retrieveModel", "One model", _ref("Model"), path="id"),
+        "/v1/approaches": _operation("listApproaches", "The techniques, with their parameters"),
+        "/v1/approaches/{slug}": _operation("retrieveApproach", "One technique", path="slug"),
+        "/v1/runs": _operation("listRuns", "One's own last runs"),
+        "/v1/runs/{id}": _operation("retrieveRun", "The trace of a run", path="id"),
+        "/v1/memories": {
+            **_operation("listMemories", "What was remembered", _ref("MemoryList"), query="conversation"),
+            **_operation(
+                "deleteMemories",
+                "Forget a conversation, or all of them and all summaries",
+                _ref("MemoriesDeleted"),
+                query="conversation",
+                method="delete",
+            ),
+        },
+        "/v1/strategies": {
+            **_operation("exportStrategies", "The strategies that were learned", _ref("Strategies")),
+            "post": {
+                "operationId": "importStrategies",
+                "summary": "Add strategies, or replace those of the same id",
+                "requestBody": {"required": True, "content": _json(_ref("Strategies"))},
+                "responses": {
+                    "200": {"description": "Done", "content": _json(_ref("StrategiesImported"))},
+                    "default": _failure(),
+                },
+            },
+        },
+        "/v1/strategies/{id}": _operation(
+            "deleteStrategy", "Delete a strategy", _ref("StrategyDeleted"), path="id", method="delete"
+        ),
+        "/health": _operation("health", "The process lives", open_to_all=True),
+        "/ready": _operation("ready", "An upstream answers", open_to_all=True),
+        "/openapi.json": _operation("openapi", "This description"),
     }
 
 
-def _get(
+def _operation(
     name: str,
     summary: str,
     schema: Mapping[str, Any] | None = None,
     *,
     path: str = "",
     query: str = "",
+    method: str = "get",
     open_to_all: bool = False,
 ) -> dict[str, Any]:
     places = (("path", path), ("query", query))
@@ -206,7 +278,7 @@ def _get(
     }
     if open_to_all:
         operation["security"] = []
-    return {"get": operation}
+    return {method: operation}
 
 
 def _failure() -> dict[str, Any]:

@@ -108,9 +108,10 @@ def serve(settings: Settings, registry: Registry) -> int:
         return 0
     config = uvicorn.Config("optillm", host=settings.host, port=settings.port, workers=settings.workers)
     with config.bind_socket() as listening, TemporaryDirectory(prefix="optillm-") as folder:
-        # Any worker must be able to show a run, whichever made it.
-        shared = settings if settings.store else replace(settings, store=f"sqlite:///{folder}/runs.db")
-        return _supervise(shared, registry, listening)
+        # Any worker must be able to show a run, and know what was learned, whichever made it.
+        if not settings.store:
+            settings = replace(settings, store=f"sqlite:///{folder}/store.db", store_ends=True)
+        return _supervise(settings, registry, listening)
 
 
 def _supervise(settings: Settings, registry: Registry, listening: socket) -> int:

@@ -93,6 +93,17 @@ class MethodNotAllowed(OptiError):
         return {"Allow": self.allow}
 
 
+def only(method: str, *allowed: str) -> None:
+    """Refuse the HTTP methods that a path does not have.
+
+    Raises:
+        MethodNotAllowed: it is not one of those allowed.
+    """
+    if method not in allowed:
+        allow = ", ".join(allowed)
+        raise MethodNotAllowed(f"{method} is not possible here; allowed: {allow}", allow)
+
+
 class BodyTimeout(OptiError):
     """The client did not finish sending its request."""
 

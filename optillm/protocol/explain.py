@@ -96,7 +96,7 @@ def _at(kind: Any, value: Any, steps: list[str]) -> tuple[Any, Any]:
                 inner += [f.type for f in one.fields if f.encode_name == step]
                 # The field that tells which of several objects it is.
                 inner += [inspect.LiteralType(_tags(kind)[1])] if step == one.tag_field else []
-            elif isinstance(one, inspect.ListType):
+            elif isinstance(one, inspect.ListType | inspect.VarTupleType):
                 inner.append(one.item_type)
             elif isinstance(one, inspect.DictType):
                 inner.append(one.value_type)
@@ -140,11 +140,13 @@ def _words(kind: Any) -> str:
         return " or ".join(plain)
     if isinstance(kind, inspect.IntType | inspect.FloatType):
         return ("an integer" if isinstance(kind, inspect.IntType) else "a number") + _range(kind)
-    if isinstance(kind, inspect.ListType):
-        return f"an array of at least {kind.min_length} item" if kind.min_length else "an array"
+    if isinstance(kind, inspect.ListType | inspect.VarTupleType):
+        return "an array" + _length(kind, "item")
+    if isinstance(kind, inspect.StrType):
+        return "a string" + _length(kind, "character")
     if isinstance(kind, inspect.LiteralType):
         return "one of " + ", ".join(map(str, kind.values))
-    names = ((inspect.StrType, "a string"), (inspect.BoolType, "true or false"), (inspect.AnyType, "valid"))
+    names = ((inspect.BoolType, "true or false"), (inspect.AnyType, "valid"))
     return next((words for cls, words in names if isinstance(kind, cls)), "an object")
 
 
@@ -154,6 +156,14 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
     if kind.ge is not None:
         return f" of at least {kind.ge}"
     return f" above {kind.gt}" if kind.gt is not None else ""
+
+
+def _length(kind: inspect.ListType | inspect.VarTupleType | inspect.StrType, what: str) -> str:
+    """The limits of a length in words."""
+    least, most = kind.min_length, kind.max_length
+    if most is not None:
+        return f" of {least or 0} to {most} {what}s"
+    return f" of at least {least} {what}{'s' if least > 1 else ''}" if least else ""
 
 
 def _shown(value: Any) -> str:

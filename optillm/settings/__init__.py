@@ -9,6 +9,7 @@ from optillm.settings.load import (
     from_flags,
     load,
     plugins_of,
+    store_of,
 )
 from optillm.settings.model import SCOPES, Key, Settings, SettingsError, UpstreamSettings, sha256
 from optillm.settings.options import OPTIONS, flags_of, parser
@@ -28,4 +29,5 @@ __all__ = [
     "parser",
     "plugins_of",
     "sha256",
+    "store_of",
 ]

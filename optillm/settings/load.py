@@ -69,14 +69,28 @@ def plugins_of(argv: Sequence[str]) -> tuple[str, bool]:
 
     Plugins declare parameters, and those are flags: so they are loaded before flags are parsed.
     """
+    values = _early(argv, ("plugins_dir", "allow_override"))
+    return str(values["plugins_dir"] or ""), bool(values["allow_override"])
+
+
+def store_of(argv: Sequence[str]) -> str:
+    """The store's URL, for commands that need nothing else; empty if none is set.
+
+    Raises:
+        SettingsError: it is no URL of a store, or the config file cannot be read.
+    """
+    return str(_early(argv, ("store",))["store"] or "")
+
+
+def _early(argv: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Some settings of this process, whatever else is on its command line."""
     early = CommandLine(add_help=False, allow_abbrev=False)
-    needed = {o.name: o for o in OPTIONS if o.name in ("config", "plugins_dir", "allow_override")}
+    needed = {o.name: o for o in OPTIONS if o.name in ("config", *names)}
     for option in needed.values():
         option.add_to(early)
     flags = vars(early.parse_known_args(list(argv))[0])
     path, config = _config(flags, os.environ)
-    values = {o.name: _value(o, flags, os.environ, config, path) for o in needed.values()}
-    return str(values["plugins_dir"] or ""), bool(values["allow_override"])
+    return {o.name: _value(o, flags, os.environ, config, path) for o in needed.values()}
 
 
 def _resolve(

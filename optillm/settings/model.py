@@ -11,7 +11,8 @@ from optillm.core.frozen import empty
 from optillm.core.usage import Price
 
 SCOPES = ("chat", "models", "runs")
-"""What a key may be for: asking; seeing models and techniques; seeing its tenant's runs."""
+"""What a key may be for: asking; seeing models and techniques; seeing its tenant's runs, and seeing and
+changing what was remembered for it."""
 
 
 class SettingsError(ValueError):
@@ -85,7 +86,7 @@ class Settings:
     request_timeout: float = 600.0
     connect_timeout: float = 5.0
     shutdown_timeout: float = 30.0
-    store: str = ""
+    store: str = field(default="", repr=False)
     sandbox: str = "auto"
     reward_url: str = ""
     reward_key: str = field(default="", repr=False)
@@ -99,10 +100,17 @@ class Settings:
     intermediate_max_tokens: int = 4096
     proxied: bool = False
     """Whether the environment names a proxy for calls to upstreams."""
+    store_ends: bool = False
+    """Whether the store is one that ends with the server, which made it."""
     upstreams: tuple[UpstreamSettings, ...] = ()
     keys: tuple[Key, ...] = ()
     prices: Mapping[str, Price] = field(default_factory=empty)
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=empty)
+
+    @property
+    def keeps_store(self) -> bool:
+        """Whether what is stored outlives the server."""
+        return bool(self.store) and not self.store_ends
 
     @property
     def guarded(self) -> bool:

@@ -178,8 +178,13 @@ OPTIONS = (
     Option("reward_model", "name that is sent to the reward model"),
     Option(
         "store",
-        "where run traces are kept: empty for memory, or sqlite:///PATH",
-        pattern=(r"sqlite:///.+", "empty or sqlite:///PATH"),
+        "where runs, and what techniques remember, are kept: empty for memory, sqlite:///PATH, or "
+        "postgresql://USER:PASSWORD@HOST/DATABASE",
+        pattern=(
+            r"(sqlite:///|postgres(ql)?(\+psycopg)?://).+",
+            "empty, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE",
+        ),
+        secret=True,
     ),
     Option(
         "stream_progress",
@@ -218,7 +223,7 @@ def parser(registry: Registry, prog: str = "optillm serve") -> CommandLine:
     out = CommandLine(
         prog=prog,
         description="OpenAI-compatible optimizing inference proxy.",
-        epilog="Other commands: optillm ask QUESTION; optillm approaches.",
+        epilog="Other commands: optillm ask QUESTION; optillm approaches; optillm strategies.",
         allow_abbrev=False,
     )
     out.add_argument("--version", action="version", version=__version__)

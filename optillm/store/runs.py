@@ -1,25 +1,26 @@
-"""Where runs are kept for looking at: in memory, or in a file that several workers share."""
+"""Where runs are kept for looking at: in memory, or in the store that several processes share."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections import OrderedDict, deque
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
 
 from optillm.core.frozen import to_json
-from optillm.settings import SettingsError
+from optillm.protocol.errors import OptiError
+from optillm.store.store import Store
 
 log = logging.getLogger("optillm")
 
 MOST = 1000
 """Runs kept, of all tenants together."""
+
+AT_ONCE = 100
+"""Runs written in one go."""
 
 
 class RunStore(Protocol):
@@ -40,23 +41,6 @@ class RunStore(Protocol):
     async def aclose(self) -> None:
         """Write what waits, and close."""
         ...
-
-
-def open_store(url: str) -> RunStore:
-    """The store of a URL: empty for memory, or ``sqlite:///PATH``.
-
-    Raises:
-        SettingsError: another kind of URL, or the file cannot be opened.
-    """
-    if not url:
-        return MemoryRuns()
-    if not url.startswith("sqlite:///"):
-        raise SettingsError(f"--store must be empty or sqlite:///PATH, not {url!r}")
-    path = Path(url.removeprefix("sqlite:///")).expanduser()
-    try:
-        return SQLiteRuns(path)
-    except (sqlite3.Error, OSError) as error:
-        raise SettingsError(f"--store: cannot open {path}: {error}") from None
 
 
 class MemoryRuns:
@@ -97,70 +81,100 @@ class MemoryRuns:
         """Nothing to close."""
 
 
-class SQLiteRuns:
-    """Runs in a SQLite file, also of several processes at once. One thread reads and writes; requests
-    do not wait for it.
+class StoredRuns:
+    """Runs in the store. Requests do not wait for it: a task of its own writes, many at once if it must.
 
     Args:
-        path: the file; made if missing.
+        store: where they are kept; closed by whoever opened it.
         most: runs kept.
         most_bytes: bytes of their JSON kept.
         slack: how many runs may be over these limits before room is made.
+        waiting: runs that may wait to be written; of more, the oldest are given up.
     """
 
-    def __init__(self, path: Path, most: int = MOST, most_bytes: int = 256 << 20, slack: int = 100) -> None:
-        self._most, self._most_bytes, self._slack = most, most_bytes, slack
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="runs")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS runs (number INTEGER PRIMARY KEY, tenant TEXT NOT NULL,"
-            " id TEXT NOT NULL, run BLOB NOT NULL, UNIQUE (tenant, id))"
-        )
+    def __init__(
+        self,
+        store: Store,
+        most: int = MOST,
+        most_bytes: int = 256 << 20,
+        slack: int = 100,
+        waiting: int = MOST,
+    ) -> None:
+        self._store = store
+        self._most, self._most_bytes, self._slack, self._longest = most, most_bytes, slack, waiting
+        self._waiting: deque[tuple[str, str, Mapping[str, Any]]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+        self._progress = asyncio.Condition()
+        self._put = self._done = 0
+        # Of what another process left in the store, only the first write can tell.
+        self._over = slack
 
     def put(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
         """See :class:`RunStore`."""
-        self._thread.submit(self._insert, tenant, run_id, run).add_done_callback(_report)
+        self._waiting.append((tenant, run_id, run))
+        self._put += 1
+        if len(self._waiting) > self._longest:
+            self._done += 1
+            log.error("run %s is not kept: the store does not keep up", self._waiting.popleft()[1])
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.get_running_loop().create_task(self._write_all())
 
     async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
         """See :class:`RunStore`."""
-        rows = await self._read("SELECT run FROM runs WHERE tenant = ? AND id = ?", (tenant, run_id))
-        return rows[0] if rows else None
+        await self._written()
+        found = await self._store.read(tenant, lambda rows: rows.run(run_id))
+        return None if found is None else msgspec.json.decode(found)
 
     async def last(self, tenant: str, most: int = 100) -> list[dict[str, Any]]:
         """See :class:`RunStore`."""
-        query = "SELECT run FROM runs WHERE tenant = ? ORDER BY number DESC LIMIT ?"
-        return [_summary(run) for run in await self._read(query, (tenant, most))]
+        await self._written()
+        found = await self._store.read(tenant, lambda rows: rows.last_runs(most))
+        # Whole records are read for it: aside, so that nobody waits.
+        return await asyncio.to_thread(lambda: [_summary(msgspec.json.decode(run)) for run in found])
 
     async def aclose(self) -> None:
         """See :class:`RunStore`."""
-        await asyncio.to_thread(self._thread.shutdown)
-        self._db.close()
+        await self._written()
 
-    def _insert(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
-        query = "INSERT OR REPLACE INTO runs (tenant, id, run) VALUES (?, ?, ?)"
-        number = self._db.execute(query, (tenant, run_id, to_json(run))).lastrowid or 0
-        if number % self._slack == 0:
-            self._db.execute("DELETE FROM runs WHERE number <= ?", (number - self._most,))
-            self._db.execute(
-                "DELETE FROM runs WHERE number <= (SELECT MAX(number) FROM (SELECT number, SUM(LENGTH(run))"
-                " OVER (ORDER BY number DESC) AS total FROM runs) WHERE total > ? AND number < ?)",
-                (self._most_bytes, number),
-            )
+    async def _written(self) -> None:
+        """Wait until what was put before now is written, or given up."""
+        before = self._put
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._done >= before)
 
-    async def _read(self, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-        def read() -> list[bytes]:
-            return [row[0] for row in self._db.execute(query, tuple(values))]
+    async def _write_all(self) -> None:
+        while self._waiting:
+            some = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+            by_tenant: dict[str, dict[str, Mapping[str, Any]]] = {}
+            for tenant, run_id, run in some:
+                by_tenant.setdefault(tenant, {})[run_id] = run
+            for tenant, runs in by_tenant.items():
+                await self._write(tenant, runs)
+            self._done += len(some)
+            async with self._progress:
+                self._progress.notify_all()
 
-        rows = await asyncio.get_running_loop().run_in_executor(self._thread, read)
-        return [msgspec.json.decode(row) for row in rows]
+    async def _write(self, tenant: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
+        texts = await asyncio.to_thread(_texts, runs)
+        try:
+            await self._store.write(tenant, lambda rows: rows.put_runs(texts))
+            self._over += len(texts)
+            if self._over >= self._slack:
+                await (await self._store.database()).bound_runs(self._most, self._most_bytes)
+                self._over = 0
+        except OptiError as error:
+            log.error("%d runs could not be stored: %s", len(texts), error)
 
 
-def _report(write: Future[None]) -> None:
-    if error := write.exception():
-        log.error("a run could not be stored: %s: %s", type(error).__name__, error)
+def _texts(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    """The JSON of each run; of one that has none, the log tells."""
+    texts: dict[str, bytes] = {}
+    for run_id, run in runs.items():
+        try:
+            texts[run_id] = to_json(run)
+        except (TypeError, ValueError, RecursionError) as error:
+            log.error("run %s could not be stored: %s: %s", run_id, type(error).__name__, error)
+    return texts
 
 
 def _summary(run: dict[str, Any]) -> dict[str, Any]:

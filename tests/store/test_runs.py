@@ -5,37 +5,39 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from optillm.settings import SettingsError
-from optillm.store.runs import MemoryRuns, RunStore, SQLiteRuns, open_store
+from optillm.store.runs import MemoryRuns, RunStore, StoredRuns
+from optillm.store.store import Store
 
 pytestmark = pytest.mark.anyio
 
-Make = Callable[[Path], RunStore]
+
+@asynccontextmanager
+async def memory(url: str) -> AsyncIterator[RunStore]:
+    yield MemoryRuns(most=10)
 
 
-def memory(folder: Path) -> RunStore:
-    return MemoryRuns(most=10)
-
-
-def sqlite(folder: Path) -> RunStore:
-    return SQLiteRuns(folder / "runs.db", most=10, slack=1)
+@asynccontextmanager
+async def stored(url: str, **limits: int) -> AsyncIterator[StoredRuns]:
+    async with aclosing(Store(url)) as store, aclosing(StoredRuns(store, **limits)) as runs:
+        yield runs
 
 
 def run(name: str, **more: Any) -> dict[str, Any]:
     return {"id": name, "records": [1], "choices": [2], **more}
 
 
-@pytest.fixture(params=[memory, sqlite])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    opened = request.param(tmp_path)
-    yield opened
-    await opened.aclose()
+@pytest.fixture(params=["memory", "stored"])
+async def store(request: pytest.FixtureRequest, store_url: str) -> Any:
+    opened = memory(store_url) if request.param == "memory" else stored(store_url, most=10, slack=1)
+    async with opened as runs:
+        yield runs
 
 
 async def test_a_run_is_shown_to_its_tenant_alone(store: RunStore) -> None:
@@ -82,60 +84,88 @@ async def test_putting_a_run_again_does_not_count_it_twice() -> None:
     assert [r["id"] for r in await store.last("a")] == ["1", "0"]
 
 
-async def test_a_file_is_bounded_by_bytes(tmp_path: Path) -> None:
-    store = SQLiteRuns(tmp_path / "runs.db", most=100, most_bytes=3000, slack=1)
-    for i in range(6):
-        store.put("a", str(i), run(str(i), text="x" * 1000))
-    assert [r["id"] for r in await store.last("a")] == ["5", "4"]
-    store.put("a", "huge", run("huge", text="x" * 5000))
-    assert [r["id"] for r in await store.last("a")] == ["huge"]
-    await store.aclose()
+async def test_the_store_is_bounded_by_bytes(store_url: str) -> None:
+    async with stored(store_url, most=100, most_bytes=3000, slack=1) as runs:
+        for i in range(6):
+            runs.put("a", str(i), run(str(i), text="x" * 1000))
+        assert [r["id"] for r in await runs.last("a")] == ["5", "4"]
+        # One that is too large for all of it is still shown, until the next one comes.
+        runs.put("a", "huge", run("huge", text="x" * 5000))
+        assert [r["id"] for r in await runs.last("a")] == ["huge"]
 
 
-async def test_a_file_survives_a_restart(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/new/folder/runs.db"
-    store = open_store(url)
+async def test_what_others_left_is_bounded_too(store_url: str) -> None:
+    async with stored(store_url) as runs:
+        for i in range(30):
+            runs.put("a", str(i), run(str(i)))
+    async with stored(store_url, most=10) as runs:
+        runs.put("b", "30", run("30"))
+        assert len(await runs.last("a")) == 9
+        assert len(await runs.last("b")) == 1
+
+
+async def test_runs_survive_a_restart(store_url: str) -> None:
+    async with stored(store_url) as runs:
+        runs.put("a", "1", run("1"))
+    async with stored(store_url) as runs:
+        assert (await runs.get("a", "1") or {})["id"] == "1"
+
+
+async def test_putting_a_run_again_makes_it_the_latest(store: RunStore) -> None:
     store.put("a", "1", run("1"))
-    await store.aclose()
-    again = open_store(url)
-    assert (await again.get("a", "1") or {})["id"] == "1"
-    await again.aclose()
+    store.put("a", "2", run("2"))
+    assert [r["id"] for r in await store.last("a")] == ["2", "1"]
+    store.put("a", "1", run("1", again=True))
+    assert await store.last("a") == [{"id": "1", "again": True}, {"id": "2"}]
 
 
-async def test_processes_write_at_once(tmp_path: Path) -> None:
-    """Opening included: all start on a file that is not there yet."""
-    path = tmp_path / "runs.db"
+async def test_many_are_written_in_the_order_in_which_they_came(store_url: str) -> None:
+    async with stored(store_url, most=1000) as runs:
+        for i in range(250):
+            runs.put("ab"[i % 2], str(i), run(str(i)))
+        assert [r["id"] for r in await runs.last("a", 1000)] == [str(i) for i in range(248, -1, -2)]
+        assert [r["id"] for r in await runs.last("b", 1000)] == [str(i) for i in range(249, -1, -2)]
+
+
+async def test_processes_write_at_once(store_url: str) -> None:
+    """Opening included: all start on a store that has no tables yet."""
     code = (
-        "import asyncio, sys; from pathlib import Path; from optillm.store.runs import SQLiteRuns\n"
-        "async def main(me):\n"
-        f"    store = SQLiteRuns(Path({str(path)!r}))\n"
+        "import asyncio, sys\n"
+        "from optillm.store.runs import StoredRuns\n"
+        "from optillm.store.store import Store\n"
+        "async def main(me, url):\n"
+        "    store = Store(url)\n"
+        "    runs = StoredRuns(store)\n"
         "    for i in range(100):\n"
-        "        store.put('a', f'{me}-{i}', {'id': f'{me}-{i}'})\n"
+        "        runs.put('a', f'{me}-{i}', {'id': f'{me}-{i}'})\n"
+        "    await runs.aclose()\n"
         "    await store.aclose()\n"
-        "asyncio.run(main(sys.argv[1]))"
+        "asyncio.run(main(*sys.argv[1:]))"
     )
     writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(me)], stderr=subprocess.PIPE)  # noqa: ASYNC220
+        subprocess.Popen([sys.executable, "-c", code, str(me), store_url], stderr=subprocess.PIPE)  # noqa: ASYNC220
         for me in range(3)
     ]
     assert [(w.communicate()[1], w.returncode) for w in writers] == [(b"", 0)] * 3
-    store = SQLiteRuns(path)
-    found = await store.last("a", 1000)
-    await store.aclose()
+    async with stored(store_url) as runs:
+        found = await runs.last("a", 1000)
     assert {r["id"] for r in found} == {f"{me}-{i}" for me in range(3) for i in range(100)}
 
 
-async def test_what_cannot_be_stored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = SQLiteRuns(tmp_path / "runs.db")
-    store.put("a", "1", {"id": object()})
-    store.put("a", "2", run("2"))
-    assert [r["id"] for r in await store.last("a")] == ["2"]
-    await store.aclose()
+async def test_what_cannot_be_stored_is_said(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with stored(store_url) as runs:
+        runs.put("a", "1", {"id": object()})
+        runs.put("a", "2", run("2"))
+        assert [r["id"] for r in await runs.last("a")] == ["2"]
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
-    assert "could not be stored: TypeError" in caplog.text
+    assert "run 1 could not be stored: TypeError" in caplog.text
 
 
-@pytest.mark.parametrize("url", ["redis://x", "sqlite:/x", "sqlite:////proc/no/runs.db"])
-def test_what_cannot_be_opened(url: str) -> None:
-    with pytest.raises(SettingsError, match="--store"):
-        open_store(url)
+async def test_more_than_may_wait_are_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with stored(f"sqlite:///{tmp_path}/store.db", waiting=2) as runs:
+        for i in range(4):
+            runs.put("a", str(i), run(str(i)))
+        assert [r["id"] for r in await runs.last("a")] == ["3", "2"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"run {i} is not kept: the store does not keep up" for i in range(2)
+    ]
