@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
 from optillm.core.run import Run
+from optillm.core.state import States
 from optillm.faces.assemble import assembled
 from optillm.faces.chat import Chat
 from optillm.faces.openapi import openapi
@@ -48,11 +49,13 @@ class App:
     Args:
         settings: frozen; what it is told to do.
         registry: the approaches.
+        states: what is remembered between requests; nothing if None.
     """
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: Registry, states: States | None = None) -> None:
         self.settings = settings
         self.registry = registry
+        self.states = states
         self.runs: RunStore = open_store(settings.store)
         self.active: set[Run] = set()
         self.draining = False
@@ -94,14 +97,18 @@ class App:
         self.draining = True
 
     def end_runs(self) -> None:
-        """End all runs now with what they have."""
+        """End all runs now with what they have, and what is done after them."""
         for run in self.active:
             run.budget.stop("shutdown")
+        if self._chat is not None:
+            self._chat.service.afterwards.end()
 
     async def _start(self) -> None:
         s = self.settings
         self._stack.push_async_callback(self.runs.aclose)
-        service, router = await self._stack.enter_async_context(assembled(s, self.registry))
+        service, router = await self._stack.enter_async_context(
+            assembled(s, self.registry, keep=self.runs.put, states=self.states)
+        )
         conversations = None
         if s.log_conversations:
             conversations = ConversationLog(s.conversation_log_dir)
