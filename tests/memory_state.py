@@ -78,8 +78,8 @@ class MemoryState:
 
     async def replace_strategies(self, gone: Sequence[str], new: Sequence[Strategy]) -> None:
         await self._reached("replace_strategies", write=True)
-        for id in gone:
-            self.known.pop(id, None)
+        for strategy_id in gone:
+            self.known.pop(strategy_id, None)
         for strategy in new:
             self._add(strategy)
 

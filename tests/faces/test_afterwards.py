@@ -121,31 +121,35 @@ async def test_one_at_a_time_per_tenant_and_no_tenant_waits_for_another() -> Non
         answer = await proxy.post(body, {"Authorization": f"Bearer {token}"})
         assert answer.status == 200
 
-    async with ScriptedUpstream(gate, roles=ROLES) as up:
-        async with serving(up, registry=REGISTRY, keys=keys) as proxy:
-            for i in range(5):
-                await ask(proxy, "key-a", f"held a{i}")
-            await up.until(lambda: len(up.of("learn")) == 1)
-            await ask(proxy, "key-b", "b1")
-            await ask(proxy, "key-b", "b2")
-            await up.until(lambda: len([c for c in up.of("learn") if "b2" in c.text]) == 1)
-            assert [c.last[:7] for c in up.of("learn") if "held" in c.text] == ["held a0"]
-            gate.open.set()
-            await queue(proxy).drain()
-            assert [c.last[:7] for c in up.of("learn") if "held" in c.text] == [f"held a{i}" for i in range(5)]
-            listed = (await proxy.get("/v1/runs", Authorization="Bearer key-b")).json["data"]
-            assert len(listed) == 4
-            # A child is its tenant's like its parent.
-            child = next(r["id"] for r in listed if r["id"].endswith(".learning"))
-            assert (await proxy.get(f"/v1/runs/{child}", Authorization="Bearer key-a")).status == 404
+    async with (
+        ScriptedUpstream(gate, roles=ROLES) as up,
+        serving(up, registry=REGISTRY, keys=keys) as proxy,
+    ):
+        for i in range(5):
+            await ask(proxy, "key-a", f"held a{i}")
+        await up.until(lambda: len(up.of("learn")) == 1)
+        await ask(proxy, "key-b", "b1")
+        await ask(proxy, "key-b", "b2")
+        await up.until(lambda: len([c for c in up.of("learn") if "b2" in c.text]) == 1)
+        assert [c.last[:7] for c in up.of("learn") if "held" in c.text] == ["held a0"]
+        gate.open.set()
+        await queue(proxy).drain()
+        assert [c.last[:7] for c in up.of("learn") if "held" in c.text] == [f"held a{i}" for i in range(5)]
+        listed = (await proxy.get("/v1/runs", Authorization="Bearer key-b")).json["data"]
+        assert len(listed) == 4
+        # A child is its tenant's like its parent.
+        child = next(r["id"] for r in listed if r["id"].endswith(".learning"))
+        assert (await proxy.get(f"/v1/runs/{child}", Authorization="Bearer key-a")).status == 404
 
 
 async def test_the_token_of_the_client_goes_on() -> None:
-    async with ScriptedUpstream(Gate(), roles=ROLES) as up:
-        async with serving(up, registry=REGISTRY, forward_bearer=True, optillm_api_key="other") as proxy:
-            body = {"model": "late-m", "messages": [{"role": "user", "content": "q"}]}
-            assert (await proxy.post(body, {"Authorization": "Bearer mine"})).status == 200
-            await queue(proxy).drain()
+    async with (
+        ScriptedUpstream(Gate(), roles=ROLES) as up,
+        serving(up, registry=REGISTRY, forward_bearer=True, optillm_api_key="other") as proxy,
+    ):
+        body = {"model": "late-m", "messages": [{"role": "user", "content": "q"}]}
+        assert (await proxy.post(body, {"Authorization": "Bearer mine"})).status == 200
+        await queue(proxy).drain()
     assert [c.headers["Authorization"] for c in up.calls] == ["Bearer mine"] * 2
 
 
@@ -192,18 +196,22 @@ async def test_its_budget_is_its_own() -> None:
 
 
 async def test_the_server_s_limit_holds_for_it_too() -> None:
-    async with ScriptedUpstream("ok", roles=ROLES) as up:
-        async with serving(up, registry=REGISTRY, max_upstream_calls=2) as proxy:
-            await proxy.ask("late-m", late_calls=9)
-            await queue(proxy).drain()
+    async with (
+        ScriptedUpstream("ok", roles=ROLES) as up,
+        serving(up, registry=REGISTRY, max_upstream_calls=2) as proxy,
+    ):
+        await proxy.ask("late-m", late_calls=9)
+        await queue(proxy).drain()
     assert len(up.of("learn")) == 2
 
 
 async def test_without_an_answer_nothing_is_learned() -> None:
-    async with ScriptedUpstream(refusal(400, "no"), roles=ROLES) as up:
-        async with serving(up, registry=REGISTRY) as proxy:
-            assert (await proxy.ask("late-m")).status == 400
-            await queue(proxy).drain()
+    async with (
+        ScriptedUpstream(refusal(400, "no"), roles=ROLES) as up,
+        serving(up, registry=REGISTRY) as proxy,
+    ):
+        assert (await proxy.ask("late-m")).status == 400
+        await queue(proxy).drain()
     assert up.of("learn") == []
 
 
@@ -224,10 +232,12 @@ async def test_whoever_leaves_before_the_answer_teaches_nothing() -> None:
 
 
 async def test_each_choice_of_a_composition_learns_from_its_own() -> None:
-    async with ScriptedUpstream(lambda c: [f"text of {c.body.get('seed')}"], roles=ROLES) as up:
-        async with serving(up, registry=REGISTRY, n_mode="fanout") as proxy:
-            answer = await proxy.ask("re2|late|late-m", "q", seed=1)
-            await queue(proxy).drain()
+    async with (
+        ScriptedUpstream(lambda c: [f"text of {c.body.get('seed')}"], roles=ROLES) as up,
+        serving(up, registry=REGISTRY, n_mode="fanout") as proxy,
+    ):
+        answer = await proxy.ask("re2|late|late-m", "q", seed=1)
+        await queue(proxy).drain()
     assert len(answer.texts) == 3
     assert [c.last for c in up.of("learn")] == [f"q: {text}, 0" for text in answer.texts[1:]]
 
@@ -292,9 +302,11 @@ async def test_work_that_does_not_end_when_told_is_cancelled() -> None:
         llm.afterwards(work, name="learning", max_calls=1)
         return Answer((reply,))
 
-    async with ScriptedUpstream("ok") as up:
-        async with serving(up, registry=Registry([*REGISTRY, stuck]), shutdown_timeout=0) as proxy:
-            await proxy.ask("stuck-m")
+    async with (
+        ScriptedUpstream("ok") as up,
+        serving(up, registry=Registry([*REGISTRY, stuck]), shutdown_timeout=0) as proxy,
+    ):
+        await proxy.ask("stuck-m")
     assert ended.is_set()
 
 
@@ -380,18 +392,19 @@ async def test_calls_go_through_the_scheduler_as_another_run() -> None:
             await gate.wait()
         return "ok"
 
-    async with ScriptedUpstream(script, roles=ROLES) as up:
-        async with serving(up, registry=REGISTRY, upstream_concurrency=1) as proxy:
-            await proxy.ask("late-m", "first", late_calls=3)
-            await up.until(lambda: len(up.of("learn")) == 1)
-            asking = asyncio.ensure_future(proxy.ask("m", "second"))
-            assert proxy.app._router is not None
-            upstream = proxy.app._router.resolve("m").upstream
-            assert isinstance(upstream, OpenAIUpstream)
-            while not upstream._scheduler._waiting:
-                await asyncio.sleep(0)
-            gate.set()
-            assert (await asking).text == "ok"
-            await queue(proxy).drain()
+    async with (
+        ScriptedUpstream(script, roles=ROLES) as up,
+        serving(up, registry=REGISTRY, upstream_concurrency=1) as proxy,
+    ):
+        await proxy.ask("late-m", "first", late_calls=3)
+        await up.until(lambda: len(up.of("learn")) == 1)
+        asking = asyncio.ensure_future(proxy.ask("m", "second"))
+        assert proxy.app._router is not None
+        upstream = proxy.app._router.resolve("m").upstream
+        assert isinstance(upstream, OpenAIUpstream)
+        while not upstream._scheduler._waiting:  # noqa: ASYNC110 - nothing else tells of it
+            await asyncio.sleep(0)
+        gate.set()
+        assert (await asking).text == "ok"
+        await queue(proxy).drain()
     assert [c.last for c in up.calls][:3] == ["first", "first: ok, 0", "second"]
-
