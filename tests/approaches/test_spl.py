@@ -163,6 +163,13 @@ async def test_without_a_fitting_strategy_the_task_is_asked_as_it_is(kind: Said)
         assert up.of("sample")[0].messages == [{"role": "user", "content": QUESTION}]
 
 
+async def test_a_classification_that_names_no_type_means_the_general_one() -> None:
+    states = stored(strategy("a"), strategy("general", kind="general_problem"))
+    async with scripted(kind="It is a riddle.") as up, serving(up, states=states) as proxy:
+        answer = await proxy.ask("spl-m", QUESTION)
+        assert answer.info["spl"] == {"type": "general_problem", "strategies": ["general"]}
+
+
 @pytest.mark.parametrize("learning", [False, True])
 async def test_a_store_that_fails_costs_the_strategies_not_the_answer(
     learning: bool, caplog: pytest.LogCaptureFixture

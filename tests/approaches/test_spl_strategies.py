@@ -261,12 +261,12 @@ def test_what_is_in_order_stays_as_it_is(known: list[Strategy]) -> None:
         ("**Type:** Word Problem.", "word_problem"),
         ("type: `coding-problem`", "coding_problem"),
         ("Not a coding_problem, but\nType: algorithm\\_design", "algorithm_design"),
-        ("It is a riddle", None),
-        ("", None),
-        ("myword_problems", None),
+        ("It is a riddle", "general_problem"),
+        ("", "general_problem"),
+        ("myword_problems", "general_problem"),
     ],
 )
-def test_types_are_read(text: str, kind: str | None) -> None:
+def test_types_are_read(text: str, kind: str) -> None:
     assert parse_type(text) == kind
 
 

@@ -106,10 +106,10 @@ def classify_prompt(task: Task, nonce: str) -> Messages:
     )
 
 
-def parse_type(text: str) -> str | None:
-    """The type that a reply names, the last one if it names several; None if it names none."""
+def parse_type(text: str) -> str:
+    """The type that a reply names, the last one if it names several; the general one if it names none."""
     found = _TYPE.findall(text)
-    return _BETWEEN.sub("_", found[-1].lower()) if found else None
+    return _BETWEEN.sub("_", found[-1].lower()) if found else TYPES[-1]
 
 
 def informed(task: Task, strategies: Sequence[Strategy], nonce: str) -> Task:
@@ -195,7 +195,7 @@ def _learn_later(task: Task, llm: LLM, found: Found, reply: Reply | None) -> str
             return
         if kind is None:
             named = await later.ask("spl.classify", classify_prompt(task, later.nonce), temperature=0)
-            kind = parse_type(named.visible) or TYPES[-1]
+            kind = parse_type(named.visible)
         await learn(later, Lesson(task, task.text[:QUERY].strip(), kind, found.strategies, answer))
 
     return llm.afterwards(work, name="learning", max_calls=CALLS)
