@@ -102,9 +102,13 @@ async def solve(
             learned=Capabilities(),
             tools=_tools(stack, store) if tools is None else tools,
         )
-        return await solve_with(
+        # Also when the caller is cancelled: nothing may use what is closed then.
+        stack.push_async_callback(service.afterwards.aclose)
+        solution = await solve_with(
             service, messages, optillm_approach=approach, model=model, observer=observer, **fields
         )
+        await service.afterwards.drain()
+        return solution
 
 
 def _tools(stack: AsyncExitStack, url: str | None) -> Tools:
@@ -136,7 +140,11 @@ async def solve_with(
     observer: Observer | None = None,
     **fields: Any,
 ) -> Solution:
-    """Answer a conversation as a service would; ``fields`` are as for :func:`solve`."""
+    """Answer a conversation as a service would; ``fields`` are as for :func:`solve`.
+
+    What an approach does after its answer, such as learning, waits in the service's queue:
+    ``await service.afterwards.drain()`` waits for it, before what it uses is closed.
+    """
     chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     short = {p.name for item in service.registry for p in item.params}
     params = {k: v for k, v in fields.items() if k in short and k not in ChatRequest.__struct_fields__}
@@ -152,7 +160,10 @@ async def solve_with(
     run = service.start(prepared, run_id=new_run_id(), tenant="library")
     if observer is not None:
         run.observers.append(observer)
-    return _solution(prepared, run, await service.run(prepared, run))
+    outcome = await service.run(prepared, run)
+    solution = _solution(prepared, run, outcome)
+    service.delivered(run, outcome)
+    return solution
 
 
 class _Exact:

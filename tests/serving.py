@@ -13,6 +13,7 @@ import aiohttp
 import uvicorn
 
 from optillm.core.registry import Registry
+from optillm.core.state import States
 from optillm.faces.app import App
 from optillm.faces.serve import Server
 from optillm.plugins import builtin_registry
@@ -88,13 +89,19 @@ class Proxy:
 
 @asynccontextmanager
 async def serving(
-    upstream: ScriptedUpstream | str, *, registry: Registry | None = None, **settings: Any
+    upstream: ScriptedUpstream | str,
+    *,
+    registry: Registry | None = None,
+    states: States | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Proxy]:
     """Serve with these settings, in front of an upstream."""
     url = upstream if isinstance(upstream, str) else upstream.base_url
     settings.setdefault("upstreams", (UpstreamSettings("up", "openai", url, "upstream-key"),))
     app = App(
-        Settings(**{"stream_progress": "off", "retries": 0, **settings}), registry or builtin_registry()
+        Settings(**{"stream_progress": "off", "retries": 0, **settings}),
+        registry or builtin_registry(),
+        states,
     )
     # Named as TCP, so that asyncio turns Nagle's algorithm off.
     with socket(AF_INET, SOCK_STREAM, IPPROTO_TCP) as listening:

@@ -55,6 +55,7 @@ from optillm.core.params import Param
 from optillm.plugins import builtin_registry, load_registry
 from optillm.settings import load
 from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen
+from tests.memory_state import MemoryStates
 from tests.serving import serving
 
 pytestmark = pytest.mark.anyio
@@ -98,7 +99,8 @@ def another(param: Param) -> Any:
 @pytest.mark.parametrize("param", PARAMS)
 async def test_2_every_parameter_can_be_set_by_a_request(param: Param) -> None:
     value = another(param)
-    async with ScriptedUpstream(anything) as up, serving(up, max_upstream_calls=10_000) as proxy:
+    options: dict[str, Any] = {"max_upstream_calls": 10_000, "states": MemoryStates()}
+    async with ScriptedUpstream(anything) as up, serving(up, **options) as proxy:
         for fields in (
             {"optillm_approach": param.slug, param.request_name: value},
             {"optillm": {"approach": param.slug, "params": {param.name: value}}},

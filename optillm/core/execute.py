@@ -15,7 +15,6 @@ from optillm.core.reply import Answer, Reply
 from optillm.core.run import Run
 from optillm.core.task import Options, Task
 from optillm.core.tools import Tools
-from optillm.core.trace import DEPTH
 from optillm.protocol.errors import BudgetExceeded, InvalidRequest, NotConfigured, OptiError, UpstreamEmpty
 
 _LONGEST_QUESTION = 1 << 24
@@ -124,8 +123,19 @@ class Job:
         if isinstance(plan, Reduce):
             return n * (self._worst(plan.par, 1, sigma) + self._worst_reduce(plan))
         *before, last = plan.steps
-        asking = [s for s in before if not (isinstance(s, Unit) and self.registry[s.slug].rewrite)]
-        return n * sum(self._worst(s, 1, sigma) for s in (*asking, last))
+        return n * (sum(self._worst_before(s, sigma) for s in before) + self._worst(last, 1, sigma))
+
+    def _worst_before(self, step: Plan, sigma: Sigma) -> int:
+        """A step of a chain that is not its last: some only change the question."""
+        if isinstance(step, Unit):
+            item = self.registry[step.slug]
+            if item.rewrite is not None:
+                return 0
+            if item.enrich is not None:
+                if item.worst_enrich is None:
+                    raise _Unknown
+                return item.worst_enrich(self.params_of(step))
+        return self._worst(step, 1, sigma)
 
     def _worst_reduce(self, plan: Reduce) -> int:
         candidates = width(plan.par)
@@ -161,7 +171,11 @@ def check_tools(job: Job, tools: Tools) -> None:
     Raises:
         NotConfigured: it does; says what to set.
     """
-    settings = {"sandbox": "a sandbox (--sandbox)", "reward": "a reward model (--reward-url)"}
+    settings = {
+        "sandbox": "a sandbox (--sandbox)",
+        "reward": "a reward model (--reward-url)",
+        "states": "a store (--store)",
+    }
     for unit in units(job.plan):
         for name in sorted(job.params_of(unit).needs):
             if getattr(tools, name) is None:
@@ -175,15 +189,8 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
         OptiError: no branch had an answer.
     """
     execution = _Execution(job, run)
-    # A caller's task may have run something else before: its depth is not ours, nor ours its.
-    before = DEPTH.set(0)
-    run.budget.start()
-    try:
+    with run.under_way():
         branches = await execution.plan(job.plan, task, task.options.n, _Place())
-    finally:
-        run.budget.close()
-        DEPTH.reset(before)
-        run.trace.ended = run.trace.clock()
     good = execution.answered(branches)
     if not good:
         raise _first_error(branches)
@@ -327,6 +334,12 @@ class _Execution:
                 except OptiError as error:
                     return [_Branch(chain, place, error=error)]
                 continue
+            if isinstance(step, Unit) and self.job.registry[step.slug].enrich is not None:
+                enriched = await self._enriched(step, task, place)
+                if isinstance(enriched, OptiError):
+                    return [_cut(chain, place, earlier, enriched)]
+                task = enriched
+                continue
             branches = await self.plan(step, self._improving(task, earlier), 1, place.hidden)
             good = self.answered(branches)
             if not good:
@@ -336,6 +349,17 @@ class _Execution:
         if not any(b.answer for b in branches):
             return [_cut(chain, place, earlier, _first_error(branches))]
         return [replace(b, plan=Chain((*before, b.plan))) for b in branches]
+
+    async def _enriched(self, unit: Unit, task: Task, place: _Place) -> Task | OptiError:
+        """The task that a step of a chain makes with the help of a model."""
+        enrich = self.job.registry[unit.slug].enrich
+        assert enrich is not None
+        asked, llm = self._asked(unit, task, 1, place.hidden)
+        try:
+            with self.run.budget.work():
+                return _bounded(await enrich(asked, llm, self.job.params_of(unit)))
+        except OptiError as error:
+            return error
 
     def _asked(self, unit: Unit, task: Task, n: int, place: _Place) -> tuple[Task, LLM]:
         """The task as a unit gets it, and its model."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from optillm.core.frozen import Frozen
 from optillm.core.reply import Answer, Reply, parse_completion
-from optillm.core.run import Route, Run, Sink
+from optillm.core.run import Later, Route, Run, Sink
 from optillm.core.state import State
 from optillm.core.streaming import Assembler, StreamView
 from optillm.core.task import LIMIT_FIELDS, Messages, Options, Task
@@ -69,6 +69,8 @@ class LLM:
         """Whether the client has seen part of an answer."""
         self.spent = Usage()
         """What the calls made through this object cost."""
+        self.delivered: Reply | None = None
+        """The client's choice, for work that is done after it was delivered."""
         self._draft = False
 
     @cached_property
@@ -331,6 +333,33 @@ class LLM:
         if draft and self.best is not None and not self._draft:
             return
         self.best, self._draft = reply, draft
+
+    def afterwards(self, work: Callable[[LLM], Awaitable[None]], *, name: str, max_calls: int) -> str:
+        """Leave work until the answer has been delivered: nobody waits for it, and nobody sees it fail.
+
+        It is done if the run ends with an answer, one such work of a tenant at a time, in a run of its
+        own: with its own trace, usage and budget, kept like every run. What it costs is not part of the
+        client's usage.
+
+        Args:
+            work: what to do, given a model of that run.
+            name: what it is, a word: the run is called ``<id of this run>.<name>``.
+            max_calls: the most upstream calls it may make, at least 1.
+
+        Returns:
+            The id of the run in which it will be done.
+        """
+        same = sum(later.name == name for later in self.run.later)
+        run_id = f"{self.run.id}.{name}" + (f".{same + 1}" if same else "")
+
+        async def begun(run: Run, delivered: tuple[Reply, ...]) -> None:
+            llm = LLM(run, self.options, unit=self.unit, choice=self.choice, live=False)
+            # Of a plan that reduces several answers to one, the one.
+            llm.delivered = delivered[min(self.choice, len(delivered) - 1)]
+            await work(llm)
+
+        self.run.later.append(Later(run_id, name, self.unit, max_calls, begun))
+        return run_id
 
     async def note(self, name: str, **data: Any) -> None:
         """Record scores, votes, a tree or a choice in the trace."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from optillm.core.budget import Budget, Limits
+from optillm.core.reply import Reply
 from optillm.core.tools import Tools
-from optillm.core.trace import Trace
+from optillm.core.trace import DEPTH, Trace
 from optillm.core.upstream import Upstream
 from optillm.core.usage import Price
 
@@ -78,6 +80,25 @@ class Learned(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Later:
+    """Work that an approach leaves until its answer has been delivered.
+
+    Args:
+        id: of the run in which it is done.
+        name: what it is, a word.
+        unit: the approach.
+        max_calls: what that run may spend, in upstream calls.
+        work: makes its model of that run and what was delivered, and does it.
+    """
+
+    id: str
+    name: str
+    unit: str
+    max_calls: int
+    work: Callable[[Run, tuple[Reply, ...]], Awaitable[None]]
+
+
 class Run:
     """One request under way: where its calls go, what it may spend, what it has done.
 
@@ -92,6 +113,8 @@ class Run:
         sink: for a streaming client, else None.
         bearer: the client's token, to be passed on.
         tools: services of the process.
+        clock: of the trace, in seconds; the event loop's if None.
+        now: what time it is, in seconds since 1970, UTC; ``clock`` if None.
     """
 
     def __init__(
@@ -109,6 +132,7 @@ class Run:
         bearer: str | None = None,
         tools: Tools | None = None,
         clock: Callable[[], float] | None = None,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self.id = id
         self.tenant = tenant
@@ -120,10 +144,13 @@ class Run:
         self.bearer = bearer
         self.tools = tools or Tools()
         self.trace = Trace(clock or asyncio.get_running_loop().time)
+        self.now = now or self.trace.clock
         self.budget = Budget(limits, asyncio.get_running_loop().time())
         self._seed = seed
         self.slots = asyncio.Semaphore(caps.max_concurrency)
         self.observers: list[Callable[[Any], None]] = []
+        self.later: list[Later] = []
+        """What is to be done once the answer has been delivered; nothing of it if there is none."""
         self.system_fingerprint: str | None = None
 
     @cached_property
@@ -139,3 +166,51 @@ class Run:
     def rng(self, name: str) -> random.Random:
         """Random numbers of a named part of the run: the same seed and name, the same numbers."""
         return random.Random(f"{self.seed}/{name}")
+
+    def spent(self) -> dict[str, Any]:
+        """What it took, and which limit ended it, if one did: JSON for people."""
+        out: dict[str, Any] = {
+            "calls": self.budget.calls,
+            "depth": self.trace.depth,
+            "seconds": round(self.trace.seconds, 6),
+        }
+        if self.budget.usage.cost is not None:
+            out["cost"] = self.budget.usage.cost
+        if self.budget.usage.estimated:
+            out["usage_estimated"] = True
+        if self.budget.cut_short:
+            out["cut_short"] = self.budget.cut_short
+        return out
+
+    def child(self, id: str, limits: Limits) -> Run:
+        """A run of the same tenant, model and token that no client waits for.
+
+        It has its own budget, which begins now, its own trace and its own usage.
+        """
+        return Run(
+            id=id,
+            tenant=self.tenant,
+            model=self.model,
+            resolve=self.resolve,
+            learned=self.learned,
+            caps=self.caps,
+            limits=limits,
+            seed=self._seed,
+            bearer=self.bearer,
+            tools=self.tools,
+            clock=self.trace.clock,
+            now=self.now,
+        )
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Around all of its work: watches its clock, and ends its trace."""
+        # A caller's task may have run something else before: its depth is not ours, nor ours its.
+        before = DEPTH.set(0)
+        self.budget.start()
+        try:
+            yield
+        finally:
+            self.budget.close()
+            DEPTH.reset(before)
+            self.trace.ended = self.trace.clock()

@@ -98,6 +98,16 @@ class State(Protocol):
         """
         ...
 
+    async def change_strategies(
+        self, type: str, change: Callable[[tuple[Strategy, ...]], Sequence[Strategy]]
+    ) -> tuple[Strategy, ...]:
+        """Read, change and write all strategies of a type in one transaction: what ``change`` returns is
+        what there is of the type afterwards.
+
+        ``change`` is given them oldest first, and may be called again like :meth:`change_strategy`'s.
+        """
+        ...
+
     async def replace_strategies(self, gone: Sequence[str], new: Sequence[Strategy]) -> None:
         """Delete some and add others, in one transaction: a merge, an import.
 

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 from optillm.core.frozen import to_json
 from optillm.core.registry import Registry
 from optillm.core.run import Run
+from optillm.core.state import States
 from optillm.faces.assemble import assembled
 from optillm.faces.body import read_body
 from optillm.faces.chat import Chat
@@ -55,17 +56,19 @@ class App:
     Args:
         settings: frozen; what it is told to do.
         registry: the approaches.
+        states: what techniques remember; if None, it is in the store that the settings name.
 
     Raises:
         SettingsError: the store cannot be opened.
     """
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: Registry, states: States | None = None) -> None:
         self.settings = settings
         self.registry = registry
         self.store = Store(settings.store)
         self.runs: RunStore = StoredRuns(self.store) if settings.store else MemoryRuns()
-        self.states = StoredStates(self.store, "" if settings.keeps_store else ENDS)
+        self._stored = StoredStates(self.store, "" if settings.keeps_store else ENDS)
+        self.states: States = states or self._stored
         self.active: set[Run] = set()
         self.draining = False
         self._stack = AsyncExitStack()
@@ -106,15 +109,19 @@ class App:
         self.draining = True
 
     def end_runs(self) -> None:
-        """End all runs now with what they have."""
+        """End all runs now with what they have, and what is done after them."""
         for run in self.active:
             run.budget.stop("shutdown")
+        if self._chat is not None:
+            self._chat.service.afterwards.end()
 
     async def _start(self) -> None:
         s = self.settings
         self._stack.push_async_callback(self.store.aclose)
         self._stack.push_async_callback(self.runs.aclose)
-        service, router = await self._stack.enter_async_context(assembled(s, self.registry, self.states))
+        service, router = await self._stack.enter_async_context(
+            assembled(s, self.registry, self.states, keep=self.runs.put)
+        )
         conversations = None
         if s.log_conversations:
             conversations = ConversationLog(s.conversation_log_dir)
@@ -177,7 +184,7 @@ class App:
             return
         if is_remembered(path):
             most = int(self.settings.max_body_mb * (1 << 20))
-            query, state = scope.get("query_string", b""), self.states.of(tenant)
+            query, state = scope.get("query_string", b""), self._stored.of(tenant)
             status, body = await remembered(
                 method, path, query, lambda: read_body(given, receive, most), state
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from wreq import Client
 
@@ -12,6 +13,7 @@ from optillm.core.run import Caps
 from optillm.core.state import States
 from optillm.core.tools import Tools
 from optillm.core.upstream import Upstream
+from optillm.faces.afterwards import Afterwards, Keep
 from optillm.faces.service import Service
 from optillm.sandbox.choose import open_sandbox
 from optillm.settings import Settings, UpstreamSettings
@@ -26,13 +28,16 @@ from optillm.upstreams.router import Named, Router
 
 
 @asynccontextmanager
-async def assembled(s: Settings, registry: Registry, states: States) -> AsyncIterator[tuple[Service, Router]]:
+async def assembled(
+    s: Settings, registry: Registry, states: States, *, keep: Keep | None = None
+) -> AsyncIterator[tuple[Service, Router]]:
     """What all requests of a process share, and its upstreams; closed at the end.
 
     Args:
         s: what the process is told to do.
         registry: the approaches.
         states: what techniques remember; closed by whoever opened it.
+        keep: where the runs of what is done after answers are kept; nowhere if None.
 
     Raises:
         OptiError: an upstream cannot be used; says what to install or set.
@@ -58,6 +63,9 @@ async def assembled(s: Settings, registry: Registry, states: States) -> AsyncIte
         reward = None
         if s.reward_url:
             reward = HTTPRewardModel(s.reward_url, client, key=s.reward_key, model=s.reward_model)
+        # Ends before what it uses: the first to be closed.
+        afterwards = Afterwards(keep)
+        stack.push_async_callback(partial(afterwards.drain, s.shutdown_timeout))
         service = Service(
             registry=registry,
             models=router,
@@ -73,6 +81,7 @@ async def assembled(s: Settings, registry: Registry, states: States) -> AsyncIte
             params=s.params,
             progress=s.stream_progress,
             tools=Tools(sandbox, reward, states=states),
+            afterwards=afterwards,
         )
         yield service, router
 

@@ -85,8 +85,10 @@ class Chat:
                 info = about(prepared, run, outcome)
                 named = {**final_headers(prepared, run), **extra}
                 await _send(send, completion(prepared, run, outcome, info), named)
-            elif outcome is None:
+            if outcome is None:
                 problem = "the client went away"
+            else:
+                self.service.delivered(run, outcome)
         except OptiError as error:
             problem = error.message
             if stream is None or not stream.started:

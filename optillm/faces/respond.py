@@ -20,18 +20,10 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
         "approach": prepared.approach,
         "params": prepared.job.described(),
         "model": prepared.model,
-        "calls": run.budget.calls,
-        "depth": run.trace.depth,
-        "seconds": round(run.trace.seconds, 6),
+        **run.spent(),
     }
-    if run.budget.usage.cost is not None:
-        out["cost"] = run.budget.usage.cost
-    if run.budget.usage.estimated:
-        out["usage_estimated"] = True
     if prepared.warnings:
         out["warnings"] = list(prepared.warnings)
-    if run.budget.cut_short:
-        out["cut_short"] = run.budget.cut_short
     if outcome is not None:
         if outcome.failed:
             out["failed"] = dict(outcome.failed)

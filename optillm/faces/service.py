@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from optillm.core.registry import Registry
 from optillm.core.run import Caps, Learned, Route, Run, Sink
 from optillm.core.task import Options, Task
 from optillm.core.tools import Tools
+from optillm.faces.afterwards import Afterwards
 from optillm.faces.choose import choose, take_params, take_tags
 from optillm.protocol.chat import ChatRequest, Nested
 from optillm.protocol.errors import InvalidRequest
@@ -88,7 +90,8 @@ class Service:
         params: parameters set for the server, by slug and short name.
         progress: how streaming clients see progress.
         tools: services that techniques may use besides the model.
-        priced: whether any model has a price.
+        afterwards: does what runs leave until their answer has been delivered.
+        now: what time it is, in seconds since 1970, UTC.
     """
 
     registry: Registry
@@ -103,6 +106,8 @@ class Service:
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=empty)
     progress: str = "reasoning"
     tools: Tools = field(default_factory=Tools)
+    afterwards: Afterwards = field(default_factory=Afterwards)
+    now: Callable[[], float] = time.time
 
     async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
         """Understand a request; makes no upstream call but the list of models, if it must.
@@ -187,6 +192,7 @@ class Service:
             sink=sink,
             bearer=bearer,
             tools=self.tools,
+            now=self.now,
         )
 
     async def run(self, prepared: Prepared, run: Run) -> Outcome:
@@ -196,6 +202,11 @@ class Service:
             OptiError: there is no answer.
         """
         return await execute(prepared.job, prepared.task, run)
+
+    def delivered(self, run: Run, outcome: Outcome) -> None:
+        """The client has its answer: what the run has left until then is done now, in its tenant's queue."""
+        limits = Limits(max_calls=self.max_calls, deadline=self.deadline)
+        self.afterwards.put(run, outcome.replies, limits)
 
 
 def new_run_id() -> str:

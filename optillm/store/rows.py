@@ -83,6 +83,24 @@ class Rows:
             await self._connection.execute(update(table).where(*this).values(**asdict(changed)))
         return changed
 
+    async def change_strategies(
+        self, type: str, change: Callable[[tuple[Strategy, ...]], Sequence[Strategy]]
+    ) -> tuple[Strategy, ...]:
+        """See :class:`optillm.core.state.State`."""
+        table = self._tables.strategies
+        query = select(table).where(*self._mine(table, table.c.type == type)).order_by(table.c.id)
+        found = [_strategy(row) for row in await self._connection.execute(query.with_for_update())]
+        before = {s.id: s for s in sorted(found, key=lambda s: (s.created, s.id))}
+        after = tuple(change(tuple(before.values())))
+        kept = {s.id for s in after}
+        await self.delete_strategies([old for old in before if old not in kept])
+        for strategy in after:
+            if strategy.id in before and strategy != before[strategy.id]:
+                this = self._mine(table, table.c.id == strategy.id)
+                await self._connection.execute(update(table).where(*this).values(**asdict(strategy)))
+        await self.add_strategies([s for s in after if s.id not in before])
+        return after
+
     async def delete_strategies(self, ids: Sequence[str]) -> int:
         """Delete those there are of these ids; how many there were."""
         table = self._tables.strategies

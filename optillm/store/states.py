@@ -67,6 +67,12 @@ class StoredState:
         """Change one, or delete it; None if there is none now."""
         return await self._write(lambda rows: rows.change_strategy(id, change))
 
+    async def change_strategies(
+        self, type: str, change: Callable[[tuple[Strategy, ...]], Sequence[Strategy]]
+    ) -> tuple[Strategy, ...]:
+        """Change all of a type in one transaction; what there is of it then."""
+        return await self._write(lambda rows: rows.change_strategies(type, change))
+
     async def replace_strategies(self, gone: Sequence[str], new: Sequence[Strategy]) -> None:
         """Delete some and add others, all or nothing; ValueError if an id is taken."""
 

@@ -141,6 +141,8 @@ def _helped(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
     """Techniques that plan, verify, criticise or debate before they answer."""
     return [
         {"optillm_approach": "cod", "cod_words": rng.randint(2, 9), "cod_expose_drafts": rng.random() < 0.5},
+        # It does not learn: what one request teaches is meant to be in the prompts of the next.
+        {"optillm_approach": rng.choice(["spl", "spl&re2"]), **budget},
         {"optillm_approach": "step_back", "step_back_temperature": rng.choice([0, 0.5]), **budget},
         {"optillm_approach": "least_to_most", "least_to_most_subquestions": rng.randint(1, 4), **budget},
         {"optillm_approach": "self_discover", "self_discover_modules": rng.randint(1, 9), **budget},
