@@ -38,6 +38,9 @@ class Approach:
         handles_n: it returns the client's n choices itself; else it is run n times. May depend on the
             parameters.
         rewrite: for approaches that change the question: the enriched task to hand on in a chain.
+        enrich: for approaches that need a model or the store to change the question: the enriched task to
+            hand on in a chain, as ``async (task, llm, params) -> Task``.
+        worst_enrich: the most calls of ``enrich``; None when it cannot be told.
         reduce: for approaches that can make one answer of several candidates: what they do after
             sampling, as ``async (task, llm, params, candidates) -> Answer``.
         worst_reduce: the most calls of ``reduce`` on so many candidates, two or more; None when it
@@ -56,6 +59,8 @@ class Approach:
     worst: Callable[[Any, Sigma], int] | None = None
     handles_n: bool | Callable[[Any], bool] = False
     rewrite: Callable[[Task, Any], Task] | None = None
+    enrich: Callable[[Task, LLM, Any], Awaitable[Task]] | None = None
+    worst_enrich: Callable[[Any], int] | None = None
     reduce: Callable[[Task, LLM, Any, Sequence[Reply]], Awaitable[Answer]] | None = None
     worst_reduce: Callable[[Any, int], int] | None = None
     about: str = ""
@@ -68,7 +73,7 @@ class Approach:
     @property
     def produces(self) -> str:
         """What it hands on in a chain: an enriched ``task`` or an ``answer``."""
-        return "task" if self.rewrite else "answer"
+        return "task" if self.rewrite or self.enrich else "answer"
 
     @property
     def reduces(self) -> bool:
@@ -104,6 +109,8 @@ def approach(
     worst: Callable[[Any, Sigma], int] | None = None,
     handles_n: bool | Callable[[Any], bool] = False,
     rewrite: Callable[[Task, Any], Task] | None = None,
+    enrich: Callable[[Task, LLM, P], Awaitable[Task]] | None = None,
+    worst_enrich: Callable[[Any], int] | None = None,
     reduce: Callable[[Task, LLM, P, Sequence[Reply]], Awaitable[Answer]] | None = None,
     worst_reduce: Callable[[Any, int], int] | None = None,
 ) -> Callable[[Callable[[Task, LLM, P], Awaitable[Answer]]], Approach]:
@@ -124,6 +131,8 @@ def approach(
             worst=worst,
             handles_n=handles_n,
             rewrite=rewrite,
+            enrich=enrich,
+            worst_enrich=worst_enrich,
             reduce=reduce,
             worst_reduce=worst_reduce,
             about=inspect.cleandoc(function.__globals__.get("__doc__") or ""),

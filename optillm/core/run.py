@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -92,6 +92,9 @@ class Run:
         sink: for a streaming client, else None.
         bearer: the client's token, to be passed on.
         tools: services of the process.
+        clock: of the trace, in seconds; the event loop's if None.
+        now: what time it is, in seconds since 1970, UTC; ``clock`` if None.
+        window: tells the tokens of a model's context window, if its upstream does.
     """
 
     def __init__(
@@ -109,6 +112,8 @@ class Run:
         bearer: str | None = None,
         tools: Tools | None = None,
         clock: Callable[[], float] | None = None,
+        now: Callable[[], float] | None = None,
+        window: Callable[[str], Awaitable[int | None]] | None = None,
     ) -> None:
         self.id = id
         self.tenant = tenant
@@ -119,7 +124,9 @@ class Run:
         self.sink = sink
         self.bearer = bearer
         self.tools = tools or Tools()
+        self.window = window
         self.trace = Trace(clock or asyncio.get_running_loop().time)
+        self.now = now or self.trace.clock
         self.budget = Budget(limits, asyncio.get_running_loop().time())
         self._seed = seed
         self.slots = asyncio.Semaphore(caps.max_concurrency)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,6 +44,10 @@ class Models(Protocol):
 
     async def lists(self, model: str) -> bool:
         """Whether an upstream has a model of exactly this name."""
+        ...
+
+    async def window(self, model: str) -> int | None:
+        """The tokens of a model's context window, if its upstream tells."""
         ...
 
 
@@ -89,6 +94,7 @@ class Service:
         params: parameters set for the server, by slug and short name.
         progress: how streaming clients see progress.
         tools: services that techniques may use besides the model.
+        now: what time it is, in seconds since 1970, UTC.
         priced: whether any model has a price.
     """
 
@@ -104,6 +110,7 @@ class Service:
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=empty)
     progress: str = "reasoning"
     tools: Tools = field(default_factory=Tools)
+    now: Callable[[], float] = time.time
 
     async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
         """Understand a request; makes no upstream call but the list of models, if it must.
@@ -148,6 +155,7 @@ class Service:
             max_seconds=budget.max_seconds if budget else None,
             max_cost=budget.max_cost if budget else None,
             deadline=self.deadline,
+            server_calls=self.max_calls,
         )
         if limits.max_cost is not None and self.models.resolve(choice.model).price is None:
             raise InvalidRequest(
@@ -188,6 +196,8 @@ class Service:
             sink=sink,
             bearer=bearer,
             tools=self.tools,
+            now=self.now,
+            window=self.models.window,
         )
 
     async def run(self, prepared: Prepared, run: Run) -> Outcome:
