@@ -16,6 +16,7 @@ from optillm.sandbox.choose import open_sandbox
 from optillm.settings import Settings, UpstreamSettings
 from optillm.upstreams.azure import AzureUpstream
 from optillm.upstreams.capabilities import Capabilities
+from optillm.upstreams.embedding import HTTPEmbedder, LlamaCppEmbedder, local_embedder
 from optillm.upstreams.litellm import LiteLLMUpstream
 from optillm.upstreams.llamacpp import embedded
 from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream, make_session
@@ -52,6 +53,12 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
         reward = None
         if s.reward_url:
             reward = HTTPRewardModel(s.reward_url, session, key=s.reward_key, model=s.reward_model)
+        embedder: HTTPEmbedder | LlamaCppEmbedder | None = None
+        if s.embedding_url:
+            embedder = HTTPEmbedder(s.embedding_url, session, key=s.embedding_key, model=s.embedding_model)
+        elif s.embedding_model:
+            embedder = local_embedder(s.embedding_model)
+            stack.push_async_callback(embedder.aclose)
         service = Service(
             registry=registry,
             models=router,
@@ -66,7 +73,7 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
             n=s.n,
             params=s.params,
             progress=s.stream_progress,
-            tools=Tools(sandbox, reward),
+            tools=Tools(sandbox, reward, embedder),
         )
         yield service, router
 

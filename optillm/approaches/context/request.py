@@ -174,7 +174,8 @@ def _without_long(message: Message, name: str, long: int) -> tuple[Message, list
 
 def _oldest_over(messages: Sequence[Message], question: int | None, verbatim: int) -> set[int]:
     """Which messages have to go, oldest first, for the rest to fit; a tool's call never without "
-    "its results."""
+    "its results.
+    """
     left = messages_tokens(messages) - verbatim
     gone: set[int] = set()
     at = 0
