@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,9 +32,9 @@ SAMPLES = {
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Any]:
+def engine() -> Any:
     """The embedded model, which tells how many tokens it read."""
-    yield local_embedder(PACKAGED_NAME)._load()
+    return local_embedder(PACKAGED_NAME)._load()
 
 
 @pytest.mark.parametrize("kind", SAMPLES)

@@ -177,7 +177,9 @@ async def enrich(task: Task, llm: LLM, p: Params) -> Task:
             llm.told["compact"] = {"summarised": 0, "over_budget": True}
         return task
     work = _Summarising(llm, p, window)
-    summary = await work.summary(parts.old)
+    # The last call of a budget is the reply's.
+    with llm.reserving():
+        summary = await work.summary(parts.old)
     told: dict[str, object] = {
         "summarised": sum(map(len, parts.old)),
         "kept_turns": parts.turns,
@@ -292,10 +294,9 @@ class _Summarising:
         return left[0] if left else None
 
     async def _ask(self, stage: str, prompt: Messages) -> str | None:
-        with self.llm.reserving():
-            reply = await self.llm.try_ask(
-                stage, prompt, temperature=self.p.temperature, max_tokens=self.p.summary_tokens
-            )
+        reply = await self.llm.try_ask(
+            stage, prompt, temperature=self.p.temperature, max_tokens=self.p.summary_tokens
+        )
         if reply is None or not reply.visible:
             return None
         self.llm.keep(Reply.of(reply.visible, "length"), draft=True)

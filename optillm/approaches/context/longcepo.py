@@ -151,22 +151,15 @@ async def longcepo(task: Task, llm: LLM, p: Params) -> Answer:
         )
         return Answer(tuple(r for r in replies if r.usable), {"longcepo": {"chunks": 0}})
     work = MapReduce(found.context, chunks, llm, p)
-    check_calls(llm, 2 + work.worst + 1, "longcepo", "A larger longcepo_chunk_size needs fewer.")
-    question = await _clear(found.query, llm, p)
-    plan = await _plan(question, llm, p)
-    # The question's own pass and the reply come first in what the server allows.
-    left = (
-        p.max_subquestions * work.worst if llm.calls_allowed is None else llm.calls_allowed - work.worst - 1
-    )
-    worked_on = plan[: min(p.max_subquestions, left // (work.worst + 1))]
-    known: list[Known] = []
-    for wave in waves(worked_on):
+    check_calls(llm, 1 + PLAN_TRIES + work.worst + 1, "longcepo", "A larger longcepo_chunk_size needs fewer.")
+    # The last call of a budget is the reply's.
+    with llm.reserving():
+        question = await _clear(found.query, llm, p)
+        plan = await _plan(question, llm, p)
+        worked_on = plan[: _affordable(work, llm, p)]
+        known = await _answered(worked_on, work, llm)
         history = work.history(known)
-        answers = await llm.gather(*(work.answer(q, history) for q in wave))
-        known += [Known(q, a) for q, a in zip(wave, answers, strict=True) if a]
-        work.keep(known, ())
-    history = work.history(known)
-    findings = await work.findings(question, history)
+        findings = await work.findings(question, history)
     work.keep(known, findings)
     told = {
         "chunks": len(chunks),
@@ -190,6 +183,24 @@ async def longcepo(task: Task, llm: LLM, p: Params) -> Answer:
     return Answer(tuple(r for r in replies if r.usable), {"longcepo": told})
 
 
+def _affordable(work: MapReduce, llm: LLM, p: Params) -> int:
+    """How many sub-questions the server allows, beside the question's own pass and the reply."""
+    if llm.calls_allowed is None:
+        return p.max_subquestions
+    return min(p.max_subquestions, (llm.calls_allowed - work.worst - 1) // (work.worst + 1))
+
+
+async def _answered(questions: Sequence[tuple[str, bool]], work: MapReduce, llm: LLM) -> list[Known]:
+    """The sub-questions with their answers, each found with the answers before it."""
+    known: list[Known] = []
+    for wave in waves(questions):
+        history = work.history(known)
+        answers = await llm.gather(*(work.answer(q, history) for q in wave))
+        known += [Known(q, a) for q, a in zip(wave, answers, strict=True) if a]
+        work.keep(known, ())
+    return known
+
+
 def _found(task: Task, p: Params) -> tuple[Divided, list[Span]]:
     found = divide(
         task,
@@ -202,13 +213,12 @@ def _found(task: Task, p: Params) -> tuple[Divided, list[Span]]:
 
 async def _clear(query: str, llm: LLM, p: Params) -> str:
     """The question in clear words; as it was asked, if that fails."""
-    with llm.reserving():
-        reply = await llm.try_ask(
-            "longcepo.query",
-            query_prompt(query, llm.nonce),
-            temperature=p.temperature_plan,
-            max_tokens=p.max_output_tokens,
-        )
+    reply = await llm.try_ask(
+        "longcepo.query",
+        query_prompt(query, llm.nonce),
+        temperature=p.temperature_plan,
+        max_tokens=p.max_output_tokens,
+    )
     said = reply.visible if reply and not reply.truncated else ""
     return said or query
 
@@ -217,13 +227,12 @@ async def _plan(question: str, llm: LLM, p: Params) -> list[tuple[str, bool]]:
     """The sub-questions; of a plan that lacks its mark after some tries, the lines that ask something."""
     said = ""
     for _ in range(PLAN_TRIES if p.max_subquestions else 0):
-        with llm.reserving():
-            reply = await llm.try_ask(
-                "longcepo.plan",
-                plan_prompt(question, p.max_subquestions, llm.nonce),
-                temperature=p.temperature_plan,
-                max_tokens=p.max_output_tokens,
-            )
+        reply = await llm.try_ask(
+            "longcepo.plan",
+            plan_prompt(question, p.max_subquestions, llm.nonce),
+            temperature=p.temperature_plan,
+            max_tokens=p.max_output_tokens,
+        )
         if reply is None:
             break
         said = reply.visible or said

@@ -294,15 +294,9 @@ class MapReduce:
         max_tokens: int | None = None,
         tag: str | None = None,
     ) -> str | None:
-        """What a helper says; None when it fails or says nothing. The last call is the reply's."""
-        with self.llm.reserving():
-            reply = await self.llm.try_ask(
-                stage,
-                prompt,
-                temperature=temperature,
-                max_tokens=max_tokens or self.p.max_output_tokens,
-                tag=tag,
-            )
+        """What a helper says; None when it fails or says nothing."""
+        limit = max_tokens or self.p.max_output_tokens
+        reply = await self.llm.try_ask(stage, prompt, temperature=temperature, max_tokens=limit, tag=tag)
         return (reply.visible or None) if reply else None
 
 
