@@ -29,6 +29,7 @@ MESSAGE_TOKENS = 4
 """The marks of a chat template around a message."""
 
 _PIECE = 1 << 16
+_SHORTEST_RUN = 25
 _RUN = re.compile(rb"[A-Za-z0-9+/=_-]{25,}")
 _KINDS = (
     (string.ascii_lowercase.encode(), 0.27),
@@ -37,6 +38,7 @@ _KINDS = (
     (b" \t\r", 0.1),
     (b"\n", 0.3),
     (string.punctuation.encode(), 0.6),
+    (bytes(c for c in range(0x80) if c not in string.printable.encode()) + b"\v\f", 1.0),
     # By the first byte of a character in UTF-8: two bytes (Greek, Cyrillic, Arabic, accents), three (Chinese,
     # Japanese, Korean, Indian scripts, Thai), four (emoji, rare characters).
     (bytes(range(0xC2, 0xE0)), 0.75),
@@ -55,8 +57,19 @@ def weigh(text: str) -> float:
         size = len(data)
         for kind, weight in _KINDS:
             total += weight * (size - len(data.translate(None, kind)))
-        total += _IN_RUNS * sum(len(run) for run in _RUN.findall(data))
+        # Words are told apart much faster than runs are found, and few texts have any.
+        if max(map(len, data.split()), default=0) >= _SHORTEST_RUN:
+            total += _IN_RUNS * sum(len(run) for run in _RUN.findall(data))
     return total
+
+
+def over(text: str, limit: float) -> bool:
+    """Whether a text has more than so many tokens; reads no more of it than it takes to tell."""
+    for start in range(0, len(text), _PIECE):
+        limit -= weigh(text[start : start + _PIECE])
+        if limit < 0:
+            return True
+    return False
 
 
 def count(text: str) -> int:

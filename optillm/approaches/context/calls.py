@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from optillm.core.llm import LLM
 from optillm.core.task import Messages, system, user
 from optillm.protocol.errors import InvalidRequest, StoreError
 
+T = TypeVar("T")
+R = TypeVar("R")
 WINDOW = 128_000
 """Tokens of a model's window when nobody tells."""
 PROMPT_TOKENS = 600
@@ -40,6 +44,21 @@ def check_calls(llm: LLM, calls: int, approach: str, smaller: str) -> None:
             param="messages",
             code="too_many_calls",
         )
+
+
+async def each(llm: LLM, work: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:
+    """Do the same with many things concurrently; results in their order.
+
+    Each is begun only when there is room for its call, so that hundreds of prompts are not written in one
+    go, during which nothing else is served.
+    """
+    turns = asyncio.Semaphore(llm.run.caps.max_concurrency)
+
+    async def one(item: T) -> R:
+        async with turns:
+            return await work(item)
+
+    return await llm.gather(*(one(item) for item in items))
 
 
 def reading(role: str, nonce: str, body: str) -> Messages:

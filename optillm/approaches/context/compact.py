@@ -31,11 +31,20 @@ from optillm.approaches.context.calls import (
     PROMPT_TOKENS,
     Summaries,
     check_calls,
+    each,
     reading,
     window_of,
 )
 from optillm.approaches.context.document import divided, groups
-from optillm.approaches.context.request import characters, off_loop, pictures, total_tokens, turns, units
+from optillm.approaches.context.request import (
+    characters,
+    fits,
+    off_loop,
+    pictures,
+    total_tokens,
+    turns,
+    units,
+)
 from optillm.core.frozen import to_json
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, field
@@ -83,7 +92,7 @@ class Cut:
 
 def cut(task: Task, limit: int, p: Params) -> Cut | None:
     """Where to divide the conversation; None if it is short enough as it is."""
-    if total_tokens(task) <= limit:
+    if fits(task, limit):
         return None
     room = limit - p.summary_tokens - (total_tokens(task) - messages_tokens(task.turns))
     spoken = turns(task.turns)
@@ -261,7 +270,7 @@ class _Summarising:
         spans = await off_loop(len(text), lambda: list(divided(text, self.room)))
         pieces = [text[s.start : s.end] for s in spans]
         check_calls(self.llm, _calls(len(pieces), self.room, self.p.summary_tokens) + 1, "compact", _FEWER)
-        return await self._merged(await self.llm.gather(*(self._part(piece) for piece in pieces)), before)
+        return await self._merged(await each(self.llm, self._part, pieces), before)
 
     async def _part(self, text: str) -> str | None:
         """The summary of a part, which other requests may have paid for."""

@@ -107,32 +107,34 @@ def divided(text: str, size: int, overlap: int = 0) -> Iterator[Span]:
         size: tokens of a span, with what is repeated; at least 16.
         overlap: about how many tokens of the span before are repeated; less than half the size.
     """
-    core = 0
+    core, guess = 0, 4 * size
     while core < len(text):
         start = _overlap_start(text, core, overlap)
-        end = _reach(text, core, size - weigh(text[start:core]))
-        while (weight := weigh(text[start:end])) > size and end > core + 1:
-            # What has no spaces weighs more together than in pieces.
-            end = max(core + 1, end - 1 - int((end - core) * (1 - size / weight)))
+        end = _reach(text, start, core, size, core + guess)
+        guess = end - core
         if end < len(text):
             end = _border(text, core, end)
         yield Span(start, end, core)
         core = end
 
 
-def _reach(text: str, start: int, size: float) -> int:
-    """The farthest end so that the text from start has at most so many tokens, but one character at least."""
-    end, step = start, 4096
-    while end < len(text):
-        piece = weigh(text[end : end + step])
-        if piece <= size:
-            size -= piece
-            end += step
-        elif step == 1:
-            break
+def _reach(text: str, start: int, core: int, size: float, guess: int) -> int:
+    """An end so that the text from start has at most so many tokens, and mostly not much less.
+
+    It begins with a guess, and goes on by how heavy the text has been; at least one character after core.
+    """
+    end, shrunk = min(guess, len(text)), False
+    while True:
+        weight = weigh(text[start:end])
+        if weight > size:
+            if end == core + 1:
+                return end
+            end = max(core + 1, end - 1 - int(1.02 * (end - core) * (1 - size / weight)))
+            shrunk = True
+        elif end == len(text) or shrunk or weight > 0.9 * size:
+            return end
         else:
-            step = max(1, step // 2)
-    return min(max(end, start + 1), len(text))
+            end = min(len(text), core + max(end - core + 1, int(0.98 * (end - core) * size / max(weight, 1))))
 
 
 def _border(text: str, start: int, end: int) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from optillm.approaches.context.calls import PROMPT_TOKENS, Summaries, reading
+from optillm.approaches.context.calls import PROMPT_TOKENS, Summaries, each, reading
 from optillm.approaches.context.document import Document, Span, divided, groups
 from optillm.approaches.context.request import QUERY_TOKENS
 from optillm.core.llm import LLM
@@ -200,8 +200,8 @@ class MapReduce:
         numbers = range(len(self.chunks))
         known: list[str] = [""] * len(self.chunks)
         if self._orients:
-            known = await self.llm.gather(*(self._summary(i, question) for i in numbers))
-        found = await self.llm.gather(*(self._map(i, known, history, question) for i in numbers))
+            known = await each(self.llm, lambda i: self._summary(i, question), numbers)
+        found = await each(self.llm, lambda i: self._map(i, known, history, question), numbers)
         return await self._collapsed([f for f in found if f], history, question)
 
     def history(self, known: Sequence[Known]) -> str:

@@ -40,16 +40,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from optillm.approaches.context.calls import PROMPT_TOKENS, check_calls, reading, window_of
+from optillm.approaches.context.calls import PROMPT_TOKENS, check_calls, each, reading, window_of
 from optillm.approaches.context.document import Document, Span
 from optillm.approaches.context.request import (
     QUERY_TOKENS,
     Divided,
     characters,
     divide,
+    fits,
     off_loop,
     pictures,
-    total_tokens,
 )
 from optillm.approaches.context.retrieval import best, relevance
 from optillm.core.llm import LLM
@@ -228,7 +228,7 @@ async def _to_read(task: Task, llm: LLM, p: Params) -> Reading:
     calls = None if llm.calls_allowed is None else max(1, llm.calls_allowed - 2)
 
     def found() -> Reading:
-        if total_tokens(task) <= room:
+        if fits(task, room):
             return Reading(Divided(Document("", ()), task, task.text), ())
         notes = min(p.notes * p.note_tokens, room // 3)
         divided = divide(task, verbatim=room - notes, long=room // 3)
@@ -266,7 +266,7 @@ async def _margins(found: Reading, llm: LLM, p: Params) -> tuple[list[Margin], i
         return written[-1]
 
     with llm.reserving():
-        read = await llm.gather(*(one(span) for span in found.chunks))
+        read = await each(llm, one, found.chunks)
     return [m for m in read if isinstance(m, Margin)], sum(m == "unread" for m in read)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from optillm.approaches.context.document import Document
 from optillm.core.prompts import render
 from optillm.core.task import SYSTEM_ROLES, Message, Messages, Task
-from optillm.core.tokens import count, message_tokens, messages_tokens
+from optillm.core.tokens import count, message_tokens, messages_tokens, over
 
 T = TypeVar("T")
 MOVED = "[A long text stood here. What matters of it is in the notes of this conversation.]"
@@ -119,13 +119,13 @@ def _question(
         content = ({"type": "text", "text": query.strip()}, *others) if others else query.strip()
         return message.with_content(content), query.strip(), [(name, context.replace(delimiter, "\n"))]
     texts = [p["text"] for p in message.parts if p.get("type") == "text"]
-    if len(texts) == 1 and count(texts[0]) > long:
+    if len(texts) == 1 and over(texts[0], long):
         query = find_query(texts[0])
         others = [p for p in message.parts if p.get("type") != "text"]
         content = ({"type": "text", "text": query}, *others) if others else query
         return message.with_content(content), query, [(name, texts[0])]
     short, moved = _without_long(message, name, long)
-    query = "\n".join(t for t in texts if count(t) <= long)
+    query = "\n".join(t for t in texts if not over(t, long))
     if texts and not query.strip():
         # Nothing but long parts: the question stands in the last one.
         query = find_query(texts[-1])
@@ -161,7 +161,7 @@ def _without_long(message: Message, name: str, long: int) -> tuple[Message, list
     moved: list[tuple[str, str]] = []
     parts: list[Any] = []
     for number, part in enumerate(message.parts, 1):
-        if part.get("type") == "text" and count(part["text"]) > long:
+        if part.get("type") == "text" and over(part["text"], long):
             moved.append((name if len(message.parts) == 1 else f"{name}, part {number}", part["text"]))
             parts.append({**part, "text": MOVED})
         else:
@@ -190,6 +190,15 @@ def _oldest_over(messages: Sequence[Message], question: int | None, verbatim: in
         gone.update(places)
         left -= messages_tokens(unit)
     return gone
+
+
+def fits(task: Task, limit: int) -> bool:
+    """Whether a request has at most so many tokens; reads no more of it than it takes to tell."""
+    for message in task.messages:
+        if any(p.get("type") == "text" and over(p["text"], limit) for p in message.parts):
+            return False
+        limit -= message_tokens(message)
+    return limit >= total_tokens(task.with_messages(()))
 
 
 def total_tokens(task: Task) -> int:
