@@ -2,10 +2,11 @@
 
     python -m benchmarks.long_context [TOKENS]
 
-Runs each technique in a process of its own, in front of an upstream in that process that answers at once.
-Own time is the time of the run in which no call was with the upstream, reading the request included; memory is what the process grew by,
-with the document, the trace and the answers. The longest stop of the event loop is the longest time in
-which nothing else could have been served: most of it is reading the JSON of the request, in one go.
+Runs each technique in a process of its own, in front of an upstream in that process that answers at
+once. Own time is the time of the run in which no call was with the upstream, reading the request
+included; memory is what the process grew by, with the document, the trace and the answers. The
+longest stop of the event loop is the longest time in which nothing else could have been served:
+most of it is reading the JSON of the request, in one go.
 """
 
 from __future__ import annotations

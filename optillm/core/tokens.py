@@ -31,31 +31,36 @@ MESSAGE_TOKENS = 4
 _PIECE = 1 << 16
 _SHORTEST_RUN = 25
 _RUN = re.compile(rb"[A-Za-z0-9+/=_-]{25,}")
-_KINDS = (
-    (string.ascii_lowercase.encode(), 0.27),
-    (string.ascii_uppercase.encode(), 0.45),
-    (string.digits.encode(), 0.9),
-    (b" \t\r", 0.1),
-    (b"\n", 0.3),
-    (string.punctuation.encode(), 0.6),
-    (bytes(c for c in range(0x80) if c not in string.printable.encode()) + b"\v\f", 1.0),
-    # By the first byte of a character in UTF-8: two bytes (Greek, Cyrillic, Arabic, accents), three (Chinese,
-    # Japanese, Korean, Indian scripts, Thai), four (emoji, rare characters).
-    (bytes(range(0xC2, 0xE0)), 0.75),
-    (bytes(range(0xE0, 0xF0)), 1.5),
-    (bytes(range(0xF0, 0xF5)), 2.5),
-)
 _IN_RUNS = 0.35
 """What a character within a run without spaces weighs beside its kind."""
 
 
+def _kinds() -> tuple[tuple[bytes, float], ...]:
+    """Bytes of each kind of character, and its weight."""
+    control = bytes([*range(9), 11, 12, *range(14, 32), 127])
+    return (
+        (string.ascii_lowercase.encode(), 0.27),
+        (string.ascii_uppercase.encode(), 0.45),
+        (string.digits.encode(), 0.9),
+        (b" \t\r", 0.1),
+        (b"\n", 0.3),
+        (string.punctuation.encode(), 0.6),
+        (control, 1.0),
+        # By the first byte of a character in UTF-8: two bytes (Greek, Cyrillic, Arabic, accents), three
+        # (Chinese, Japanese, Korean, Indian scripts, Thai), four (emoji, rare characters).
+        (bytes(range(0xC2, 0xE0)), 0.75),
+        (bytes(range(0xE0, 0xF0)), 1.5),
+        (bytes(range(0xF0, 0xF5)), 2.5),
+    )
+
+
 def weigh(text: str) -> float:
     """The estimate before rounding: additive. Reads about 100 MB a second."""
-    total = 0.0
+    total, kinds = 0.0, _kinds()
     for start in range(0, len(text), _PIECE):
         data = text[start : start + _PIECE].encode("utf-8", "replace")
         size = len(data)
-        for kind, weight in _KINDS:
+        for kind, weight in kinds:
             total += weight * (size - len(data.translate(None, kind)))
         # Words are told apart much faster than runs are found, and few texts have any.
         if max(map(len, data.split()), default=0) >= _SHORTEST_RUN:
