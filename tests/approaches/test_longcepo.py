@@ -336,7 +336,7 @@ async def test_the_reply_streams_live_and_n_choices_share_the_findings() -> None
     ("fields", "param", "code"),
     [
         ({"longcepo_chunk_size": 7000}, "longcepo_chunk_size", "contradictory_parameters"),
-        ({"longcepo_max_output_tokens": 3000}, "longcepo_max_output_tokens", "contradictory_parameters"),
+        ({"longcepo_max_output_tokens": 3000}, "longcepo_max_context_window", "contradictory_parameters"),
         ({"longcepo_temperature_map": 3}, "longcepo_temperature_map", "invalid_parameter"),
         ({"longcepo_delimiter": 5}, "longcepo_delimiter", "invalid_parameter"),
         ({"longcepo_max_subquestions": -1}, "longcepo_max_subquestions", "invalid_parameter"),

@@ -48,11 +48,11 @@ class MapReduceParams(ApproachParams):
     def contradictions(self) -> Iterable[tuple[str, str]]:
         """What does not fit the window beside question and reply."""
         if 2 * self.max_output_tokens > self.room:
+            least = 3 * self.max_output_tokens + PROMPT_TOKENS + QUERY_TOKENS
             yield (
-                "max_output_tokens",
-                "is too large for 'longcepo_max_context_window': an instruction, a question, two "
-                "findings and "
-                "the reply must fit it",
+                "max_context_window",
+                f"must be at least {least}: an instruction, a question, two findings and a reply "
+                f"(longcepo_max_output_tokens, {self.max_output_tokens} each) must fit it",
             )
         elif self.chunk_size > self.room:
             yield (

@@ -94,13 +94,13 @@ class Params(ApproachParams):
     def contradictions(self) -> Iterable[tuple[str, str]]:
         """A conversation without a name, a name without a use, an overlap that leaves no room."""
         if self.scope == "conversation" and not self.conversation.strip():
-            yield "conversation", "must name the conversation when 'memory_scope' is 'conversation'"
+            yield "scope", "'conversation' needs the name of the conversation (memory_conversation)"
         if self.scope != "conversation" and self.conversation:
             yield "conversation", "is used only when 'memory_scope' is 'conversation'"
         if len(self.conversation) > 256:
             yield "conversation", "must have at most 256 characters"
         if self.chunk_tokens is not None and 2 * self.overlap >= self.chunk_tokens:
-            yield "overlap", f"must be less than half of 'memory_chunk_tokens' ({self.chunk_tokens})"
+            yield "chunk_tokens", f"must be more than twice 'memory_overlap' ({self.overlap})"
 
 
 @dataclass(frozen=True)
