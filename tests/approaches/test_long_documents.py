@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,11 +116,11 @@ def test_groups_are_consecutive_and_fewer(sizes: list[int], most: int) -> None:
 LONG = "Nothing much happens in this sentence. " * 100
 
 
-def split(*messages: dict[str, object], verbatim: int = 10_000, delimiter: str = "") -> Divided:
+def split(*messages: dict[str, Any], verbatim: int = 10_000, delimiter: str = "") -> Divided:
     return divide(Task.of(messages), verbatim=verbatim, long=300, delimiter=delimiter)
 
 
-def user(content: object) -> dict[str, object]:
+def user(content: object) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
