@@ -32,7 +32,7 @@ from optillm.upstreams.router import Named, Router
 
 TOKENS = 1_000_000
 NEEDLE = "The code of the safe is 4711."
-TECHNIQUES = {
+TECHNIQUES: dict[str, dict[str, Any]] = {
     "memory": {"memory_context_window": 8192, "max_tokens": 1024},
     "longcepo": {"max_tokens": 1024},
     "compact": {"compact_context_window": 8192, "max_tokens": 1024},
