@@ -171,6 +171,7 @@ class _Exact:
 
     def __init__(self, router: Router) -> None:
         self.resolve = router.resolve
+        self.window = router.window
         self.learn = router.learn
 
     async def lists(self, model: str) -> bool:

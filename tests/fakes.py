@@ -136,7 +136,7 @@ class ScriptedUpstream:
     Args:
         script: what to answer; a constant or a function of the call.
         n_mode: native, ignore (one choice whatever n says) or reject (400).
-        models: what ``/v1/models`` lists; a Fault breaks the list.
+        models: what ``/v1/models`` lists, names or whole objects; a Fault breaks the list.
         latency: seconds before every answer.
         roles: words of a helper's system message, and the stage that they tell; asked before ROLES.
     """
@@ -146,7 +146,7 @@ class ScriptedUpstream:
         script: Script | Said = "ok",
         *,
         n_mode: str = "native",
-        models: Sequence[str] | Fault = ("test-model",),
+        models: Sequence[str | Mapping[str, Any]] | Fault = ("test-model",),
         latency: float = 0.0,
         roles: Mapping[str, str] | None = None,
     ) -> None:
@@ -286,7 +286,9 @@ def _text(message: Mapping[str, Any]) -> str:
     return "\n".join(p.get("text", "") for p in content)
 
 
-def _model(name: str) -> dict[str, Any]:
+def _model(name: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(name, str):
+        return name
     return {"id": name, "object": "model", "created": 1, "owned_by": "test"}
 
 

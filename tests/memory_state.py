@@ -37,6 +37,10 @@ class MemoryState:
         self.counters: Counter[str] = Counter()
         self.kept: dict[str, list[Note]] = {}
         self.summaries: dict[str, tuple[float, str]] = {}
+        self.broken = False
+        """Every use fails."""
+        self.full = False
+        """Every change fails."""
 
     async def strategies(self, type: str | None = None) -> tuple[Strategy, ...]:
         await self._reached("strategies")
@@ -137,8 +141,10 @@ class MemoryState:
         self.known[strategy.id] = strategy
 
     async def _reached(self, name: str, *, write: bool = False) -> None:
-        if {name, ""} & self.states.broken:
+        if self.broken or {name, ""} & self.states.broken:
             raise StoreError("the store is locked")
+        if self.full and write:
+            raise StoreError("the store is full")
         if write:
             self.states.writes[name] += 1
         await asyncio.sleep(0)

@@ -27,6 +27,7 @@ class Limits:
         max_seconds: wall time from the start of the run.
         max_cost: US dollars; needs prices.
         deadline: the server's own wall-time limit in seconds.
+        server_calls: the server's own limit of calls; ``max_calls`` is at most that.
     """
 
     max_calls: int | None = None
@@ -34,6 +35,7 @@ class Limits:
     max_seconds: float | None = None
     max_cost: float | None = None
     deadline: float | None = None
+    server_calls: int | None = None
 
 
 class Budget:

@@ -249,6 +249,12 @@ class _Branch:
     def note(self) -> Mapping[str, Any]:
         return self.answer.note if self.answer else {}
 
+    def telling(self, facts: Mapping[str, Any]) -> _Branch:
+        """The same, with facts of the steps before it in the answer's note."""
+        if not facts or self.answer is None:
+            return self
+        return replace(self, answer=replace(self.answer, note={**facts, **self.answer.note}))
+
 
 class _Execution:
     def __init__(self, job: Job, run: Run) -> None:
@@ -326,6 +332,7 @@ class _Execution:
     async def _chain(self, chain: Chain, task: Task, place: _Place) -> list[_Branch]:
         before, last = chain.steps[:-1], chain.steps[-1]
         earlier: list[_Branch] = []
+        told: dict[str, Any] = {}
         for step in before:
             rewrite = self.job.registry[step.slug].rewrite if isinstance(step, Unit) else None
             if isinstance(step, Unit) and rewrite is not None:
@@ -335,31 +342,34 @@ class _Execution:
                     return [_Branch(chain, place, error=error)]
                 continue
             if isinstance(step, Unit) and self.job.registry[step.slug].enrich is not None:
-                enriched = await self._enriched(step, task, place)
-                if isinstance(enriched, OptiError):
+                enriched = await self._enriched(step, task, place, told)
+                if isinstance(enriched, _Branch):
                     return [_cut(chain, place, earlier, enriched)]
                 task = enriched
                 continue
             branches = await self.plan(step, self._improving(task, earlier), 1, place.hidden)
             good = self.answered(branches)
             if not good:
-                return [_cut(chain, place, earlier, _first_error(branches))]
+                return [_cut(chain, place, earlier, _failed(branches))]
             earlier = good
         branches = await self.plan(last, self._improving(task, earlier), 1, place)
         if not any(b.answer for b in branches):
-            return [_cut(chain, place, earlier, _first_error(branches))]
-        return [replace(b, plan=Chain((*before, b.plan))) for b in branches]
+            return [_cut(chain, place, earlier, _failed(branches))]
+        return [replace(b.telling(told), plan=Chain((*before, b.plan))) for b in branches]
 
-    async def _enriched(self, unit: Unit, task: Task, place: _Place) -> Task | OptiError:
-        """The task that a step of a chain makes with the help of a model."""
+    async def _enriched(self, unit: Unit, task: Task, place: _Place, told: dict[str, Any]) -> Task | _Branch:
+        """The task that a step of a chain makes with the help of a model; else how the step ended."""
         enrich = self.job.registry[unit.slug].enrich
         assert enrich is not None
         asked, llm = self._asked(unit, task, 1, place.hidden)
         try:
             with self.run.budget.work():
-                return _bounded(await enrich(asked, llm, self.job.params_of(unit)))
+                enriched = await enrich(asked, llm, self.job.params_of(unit))
+            told.update(llm.told)
+            return _bounded(replace(enriched, options=task.options))
         except OptiError as error:
-            return error
+            kept = Answer((llm.best,)) if llm.best and isinstance(error, BudgetExceeded) else None
+            return _Branch(unit, place, kept, error)
 
     def _asked(self, unit: Unit, task: Task, n: int, place: _Place) -> tuple[Task, LLM]:
         """The task as a unit gets it, and its model."""
@@ -416,10 +426,16 @@ def _best(branches: Iterable[_Branch]) -> Reply:
     return min(ranked, key=lambda item: item[:2])[2]
 
 
-def _cut(plan: Plan, place: _Place, earlier: Sequence[_Branch], error: OptiError) -> _Branch:
-    """A plan that ended with an error; if it is the budget's, with the answer of the step before."""
-    kept = Answer((_best(earlier),)) if earlier and isinstance(error, BudgetExceeded) else None
-    return _Branch(plan, place, kept, error)
+def _cut(plan: Plan, place: _Place, earlier: Sequence[_Branch], ended: _Branch) -> _Branch:
+    """A plan in which a step ended with an error; if it is the budget's, with the best there was before."""
+    kept = ended.answer
+    if earlier and isinstance(ended.error, BudgetExceeded):
+        kept = Answer((_best(earlier),))
+    return _Branch(plan, place, kept, ended.error)
+
+
+def _failed(branches: Iterable[_Branch]) -> _Branch:
+    return next(b for b in branches if b.error is not None)
 
 
 def _first_error(branches: Iterable[_Branch]) -> OptiError:

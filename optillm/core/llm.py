@@ -71,6 +71,8 @@ class LLM:
         """What the calls made through this object cost."""
         self.delivered: Reply | None = None
         """The client's choice, for work that is done after it was delivered."""
+        self.told: dict[str, Any] = {}
+        """Facts for the response's ``optillm`` object, of an approach that hands on a task."""
         self._draft = False
 
     @cached_property
@@ -114,13 +116,23 @@ class LLM:
         model: str | None = None,
         temperature: float | None = None,
         tag: str | None = None,
+        max_tokens: int | None = None,
     ) -> Reply:
         """One helper call: a judge, a plan, a critique. Carries none of the client's options.
+
+        Args:
+            stage: what the call is for, in the trace.
+            messages: the prompt.
+            cap: which of the server's token limits it has.
+            model: another model than the run's.
+            temperature: of sampling; None sends none.
+            tag: tells it from others of its stage, in the trace.
+            max_tokens: a token limit in place of the server's.
 
         Raises:
             OptiError: the upstream failed, or the budget ended.
         """
-        body = self._helper_body(cap, temperature)
+        body = self._helper_body(cap, temperature, max_tokens)
         replies = await self._complete(stage, messages, body, self.run.resolve(model or self.run.model), tag)
         if not replies:
             raise UpstreamEmpty(f"the upstream returned no choice ({stage})")
@@ -184,6 +196,40 @@ class LLM:
         finally:
             if record is not None:
                 self._end(record)
+
+    async def embed(self, stage: str, texts: Sequence[str]) -> list[list[float]]:
+        """Vectors of texts by the server's embedding model: one call, however many texts.
+
+        Raises:
+            NotConfigured: the server has none.
+            OptiError: it failed, or the budget ended.
+        """
+        model = self.run.tools.embedder
+        if model is None:
+            raise NotConfigured("this server has no embedding model (--embedding-url)")
+        record: CallRecord | None = None
+        try:
+            async with self.run.slots:
+                with self.run.budget.call():
+                    record = self._begin(stage, {"input": tuple(texts)}, model.name, None)
+                    return await model.embed(texts)
+        except BaseException as error:
+            if record is not None:
+                record.error = str(error) or type(error).__name__
+            raise
+        finally:
+            if record is not None:
+                self._end(record)
+
+    async def window(self) -> int | None:
+        """The tokens of the model's context window, if its upstream tells; asks it at most once a minute."""
+        return None if self.run.window is None else await self.run.window(self.run.model)
+
+    @property
+    def calls_allowed(self) -> int | None:
+        """Calls that the server still lets this run make, whatever the client's own budget says."""
+        most = self.run.budget.limits.server_calls
+        return None if most is None else most - self.run.budget.calls
 
     async def attempt(self, call: Awaitable[T]) -> T | None:
         """The result, or None if the upstream failed or the budget ended; refusals are raised."""
@@ -430,9 +476,12 @@ class LLM:
 
     # -- how a call is made ------------------------------------------------------------------
 
-    def _helper_body(self, cap: Cap, temperature: float | None) -> dict[str, Any]:
+    def _helper_body(
+        self, cap: Cap, temperature: float | None, max_tokens: int | None = None
+    ) -> dict[str, Any]:
         caps = self.run.caps
         limit = caps.intermediate_max_tokens if cap == "intermediate" else caps.helper_max_tokens
+        limit = limit if max_tokens is None else max_tokens
         body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
         if temperature is not None:
             body["temperature"] = temperature

@@ -115,6 +115,7 @@ class Run:
         tools: services of the process.
         clock: of the trace, in seconds; the event loop's if None.
         now: what time it is, in seconds since 1970, UTC; ``clock`` if None.
+        window: tells the tokens of a model's context window, if its upstream does.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Run:
         tools: Tools | None = None,
         clock: Callable[[], float] | None = None,
         now: Callable[[], float] | None = None,
+        window: Callable[[str], Awaitable[int | None]] | None = None,
     ) -> None:
         self.id = id
         self.tenant = tenant
@@ -143,6 +145,7 @@ class Run:
         self.sink = sink
         self.bearer = bearer
         self.tools = tools or Tools()
+        self.window = window
         self.trace = Trace(clock or asyncio.get_running_loop().time)
         self.now = now or self.trace.clock
         self.budget = Budget(limits, asyncio.get_running_loop().time())

@@ -19,6 +19,7 @@ from optillm.sandbox.choose import open_sandbox
 from optillm.settings import Settings, UpstreamSettings
 from optillm.upstreams.azure import AzureUpstream
 from optillm.upstreams.capabilities import Capabilities
+from optillm.upstreams.embedding import HTTPEmbedder, LlamaCppEmbedder, local_embedder
 from optillm.upstreams.http import ClientOptions, make_client
 from optillm.upstreams.litellm import LiteLLMUpstream
 from optillm.upstreams.llamacpp import embedded
@@ -29,7 +30,7 @@ from optillm.upstreams.router import Named, Router
 
 @asynccontextmanager
 async def assembled(
-    s: Settings, registry: Registry, states: States, *, keep: Keep | None = None
+    s: Settings, registry: Registry, states: States | None = None, *, keep: Keep | None = None
 ) -> AsyncIterator[tuple[Service, Router]]:
     """What all requests of a process share, and its upstreams; closed at the end.
 
@@ -63,6 +64,12 @@ async def assembled(
         reward = None
         if s.reward_url:
             reward = HTTPRewardModel(s.reward_url, client, key=s.reward_key, model=s.reward_model)
+        embedder: HTTPEmbedder | LlamaCppEmbedder | None = None
+        if s.embedding_url:
+            embedder = HTTPEmbedder(s.embedding_url, client, key=s.embedding_key, model=s.embedding_model)
+        elif s.embedding_model:
+            embedder = local_embedder(s.embedding_model)
+            stack.push_async_callback(embedder.aclose)
         # Ends before what it uses: the first to be closed.
         afterwards = Afterwards(keep)
         stack.push_async_callback(partial(afterwards.drain, s.shutdown_timeout))
@@ -80,7 +87,7 @@ async def assembled(
             n=s.n,
             params=s.params,
             progress=s.stream_progress,
-            tools=Tools(sandbox, reward, states=states),
+            tools=Tools(sandbox, reward, embedder, states),
             afterwards=afterwards,
         )
         yield service, router

@@ -46,6 +46,10 @@ class Models(Protocol):
         """Whether an upstream has a model of exactly this name."""
         ...
 
+    async def window(self, model: str) -> int | None:
+        """The tokens of a model's context window, if its upstream tells."""
+        ...
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -152,6 +156,7 @@ class Service:
             max_seconds=budget.max_seconds if budget else None,
             max_cost=budget.max_cost if budget else None,
             deadline=self.deadline,
+            server_calls=self.max_calls,
         )
         if limits.max_cost is not None and self.models.resolve(choice.model).price is None:
             raise InvalidRequest(
@@ -193,6 +198,7 @@ class Service:
             bearer=bearer,
             tools=self.tools,
             now=self.now,
+            window=self.models.window,
         )
 
     async def run(self, prepared: Prepared, run: Run) -> Outcome:

@@ -91,6 +91,9 @@ class Settings:
     reward_url: str = ""
     reward_key: str = field(default="", repr=False)
     reward_model: str = ""
+    embedding_url: str = ""
+    embedding_key: str = field(default="", repr=False)
+    embedding_model: str = ""
     stream_progress: str = "reasoning"
     forward_bearer: bool | None = None
     n_mode: str = "auto"

@@ -177,6 +177,16 @@ OPTIONS = (
     Option("reward_key", "key of the reward model", secret=True),
     Option("reward_model", "name that is sent to the reward model"),
     Option(
+        "embedding_url",
+        "embedding model for retrieval: where texts are posted; without one, words are compared",
+        pattern=(r"https?://[^\s/]\S*", "a URL like http://127.0.0.1:8080/v1/embeddings"),
+    ),
+    Option("embedding_key", "key of the embedding model", secret=True),
+    Option(
+        "embedding_model",
+        "name that is sent to the embedding model; without --embedding-url a GGUF file to embed with",
+    ),
+    Option(
         "store",
         "where runs, and what techniques remember, are kept: empty for memory, sqlite:///PATH, or "
         "postgresql://USER:PASSWORD@HOST/DATABASE",

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from wreq import Client, Response, exceptions, redirect
 from wreq.dns import DnsOptions
 
@@ -117,6 +118,23 @@ def cause(error: BaseException) -> str:
     return next((g for g in found.groups() if g), "") if found else said.split(" ", 1)[0]
 
 
+def without_keys(body: bytes, sent: Mapping[str, str]) -> bytes:
+    """An error body in which the key that was sent, should the upstream repeat it, is blacked out."""
+    for key in (sent.get("Authorization", "").removeprefix("Bearer "), sent.get("api-key", "")):
+        # A shorter one is a stand-in, and may be a word of the answer.
+        if len(key) >= 8:
+            body = body.replace(key.encode(), b"[redacted]")
+    return body
+
+
+def error_message(body: Mapping[str, Any] | None) -> str:
+    """The message in an error body, whatever its shape."""
+    error = (body or {}).get("error", body)
+    if isinstance(error, Mapping):
+        return str(error.get("message") or error.get("detail") or "")
+    return str(error or "")
+
+
 async def post_json(
     client: Client, url: str, body: Any, headers: Mapping[str, str], *, seconds: float, whom: str
 ) -> bytes:
@@ -130,10 +148,11 @@ async def post_json(
         UpstreamError: it refused, or cannot be reached.
         UpstreamTimeout: it did not answer in time.
     """
+    sent = {"Content-Type": "application/json", **headers}
     try:
         response = await client.post(
             url,
-            headers={"Content-Type": "application/json", **headers},
+            headers=sent,
             body=to_json(body),
             timeout=timedelta(seconds=seconds),
         )
@@ -143,8 +162,16 @@ async def post_json(
             raise UpstreamTimeout(f"{whom} did not answer in time") from error
         raise UpstreamError(f"{whom} cannot be reached: {cause(error)}") from error
     if response.status.as_int() != 200:
-        raise UpstreamError(f"{whom} answered {response.status.as_int()}")
+        raise UpstreamError(f"{whom} answered {response.status.as_int()}: {_said(without_keys(data, sent))}")
     return data
+
+
+def _said(body: bytes) -> str:
+    try:
+        parsed = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        parsed = None
+    return (error_message(parsed) if isinstance(parsed, dict) else "") or "nothing"
 
 
 def header(response: Response, name: str) -> str | None:

@@ -190,7 +190,8 @@ class LlamaCppUpstream:
     async def models(self) -> Sequence[Mapping[str, Any]]:
         """The one model."""
         created = int(self._path.stat().st_mtime)
-        return [{"id": self.name, "object": "model", "created": created, "owned_by": "local"}]
+        about = {"id": self.name, "object": "model", "created": created, "owned_by": "local"}
+        return [{**about, "context_length": self._context}]
 
     async def aclose(self) -> None:
         """Stop what runs and free the model."""

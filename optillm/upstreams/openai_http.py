@@ -21,7 +21,15 @@ from optillm.core.streaming import StreamEnd
 from optillm.core.upstream import Call
 from optillm.protocol.errors import UpstreamError, UpstreamTimeout
 from optillm.protocol.sse import SSEDecoder
-from optillm.upstreams.http import FAILED, NOT_REACHED, cause, header, timed_out
+from optillm.upstreams.http import (
+    FAILED,
+    NOT_REACHED,
+    cause,
+    error_message,
+    header,
+    timed_out,
+    without_keys,
+)
 from optillm.upstreams.scheduler import FairScheduler
 
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -237,23 +245,6 @@ async def _drain(pieces: Streamer) -> None:
         async with asyncio.timeout(DRAIN_SECONDS):
             async for _ in pieces:
                 pass
-
-
-def without_keys(body: bytes, sent: Mapping[str, str]) -> bytes:
-    """An error body in which the key that was sent, should the upstream repeat it, is blacked out."""
-    for key in (sent.get("Authorization", "").removeprefix("Bearer "), sent.get("api-key", "")):
-        # A shorter one is a stand-in, and may be a word of the answer.
-        if len(key) >= 8:
-            body = body.replace(key.encode(), b"[redacted]")
-    return body
-
-
-def error_message(body: Mapping[str, Any] | None) -> str:
-    """The message in an error body, whatever its shape."""
-    error = (body or {}).get("error", body)
-    if isinstance(error, Mapping):
-        return str(error.get("message") or error.get("detail") or "")
-    return str(error or "")
 
 
 def model_list(body: bytes, name: str) -> list[dict[str, Any]]:

@@ -97,6 +97,12 @@ class Router:
             return True
         return any(m["id"] == model for m in await self.models())
 
+    async def window(self, model: str) -> int | None:
+        """The tokens of a model's context window, if its upstream's list tells."""
+        await self._refresh(patient=False)
+        listing = self._listings[self.resolve(model).upstream.name]
+        return next((context_window(m) for m in listing.models if m["id"] == model), None)
+
     async def reasons_not_ready(self) -> dict[str, str]:
         """Why each upstream that does not answer does not; empty when all do."""
         await self._refresh(patient=True)
@@ -138,3 +144,23 @@ class Router:
         finally:
             listing.at = self._clock()
             listing.asking = None
+
+
+_WINDOW_FIELDS = (
+    "max_model_len",  # vLLM, SGLang
+    "loaded_context_length",  # LM Studio: what the model was loaded with
+    "context_length",  # OpenRouter, Together
+    "context_window",  # Groq
+    "max_context_length",
+    "max_input_tokens",
+    "n_ctx",
+    "n_ctx_train",  # llama.cpp; may be more than what is served, and is asked for last
+)
+
+
+def context_window(model: Mapping[str, Any]) -> int | None:
+    """The window in tokens that a model object of ``/v1/models`` tells of, under any of the usual names."""
+    meta = model.get("meta")
+    both = {**(meta if isinstance(meta, Mapping) else {}), **model}
+    told = (both.get(name) for name in _WINDOW_FIELDS)
+    return next((n for n in told if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)

@@ -111,6 +111,30 @@ async def scribe(task: Task, llm: LLM, p: Nothing) -> Answer:
     return await write(task, llm, p, ())
 
 
+async def look_up(task: Task, llm: LLM, p: Nothing) -> Task:
+    """Ask for a hint, and hand the question on with it."""
+    hint = await llm.ask("lookup.hint", (user(f"A hint for: {task.text}"),))
+    llm.keep(hint, draft=True)
+    if hint.text == "broken":
+        await llm.ask("lookup.again", (user("Again"),))
+    llm.told["lookup"] = hint.text
+    return task.asking(f"Hint: {hint.text}")
+
+
+@approach(
+    "lookup",
+    family="test",
+    title="lookup",
+    calls="2",
+    depth="2",
+    worst=lambda p, sigma: 2,
+    enrich=look_up,
+    worst_enrich=lambda p: 1,
+)
+async def lookup(task: Task, llm: LLM, p: Nothing) -> Answer:
+    return Answer((await llm.answer("lookup.say", (await look_up(task, llm, p)).messages),), dict(llm.told))
+
+
 SPEAKERS = ("one", "two", "three")
 REGISTRY = Registry(
     [
@@ -118,6 +142,7 @@ REGISTRY = Registry(
         *(speaker(s) for s in SPEAKERS),
         ponder,
         scribe,
+        lookup,
         rewriter("hide", lambda text: text.replace("Alice", "[name]")),
         rewriter("shout", str.upper),
         rewriter("refuse", refuse),
@@ -733,3 +758,54 @@ def test_a_plan_with_an_approach_that_cannot_tell_its_calls_has_no_worst_case() 
         is None
     )
     assert Job(Unit("bon"), registry, {}).worst(1, lambda k: k) == 6
+
+
+def hinting(hint: Said = "a hint") -> ScriptedUpstream:
+    def script(call: Seen) -> Said:
+        if call.last.startswith("A hint for"):
+            return hint
+        return f"{who(call)} knows: {call.last}"
+
+    return ScriptedUpstream(script)
+
+
+async def test_a_step_that_asks_hands_on_its_task_and_what_it_tells() -> None:
+    async with hinting() as up, serving(up, registry=REGISTRY) as proxy:
+        answer = await proxy.ask("lookup&one-m", "Q?")
+        assert answer.text == "one knows: Q?\n\nHint: a hint"
+        assert (answer.info["calls"], answer.info["depth"], answer.info["lookup"]) == (2, 2, "a hint")
+        answer = await proxy.ask("lookup-m", "Q?")
+        assert (answer.info["calls"], answer.info["lookup"]) == (2, "a hint")
+
+
+async def test_a_step_that_asks_is_enriched_by_the_ones_before_and_once_per_choice() -> None:
+    async with hinting() as up, serving(up, registry=REGISTRY) as proxy:
+        answer = await proxy.ask("shout&lookup&(one|two)-m", "q?", n=2)
+        said = [f"{w} knows: Q?\n\nHint: a hint" for w in ("one", "two")]
+        assert sorted(answer.texts) == sorted(said * 2)
+        assert len([c for c in up.calls if c.last == "A hint for: Q?"]) == 2
+
+
+async def test_a_step_that_fails_fails_its_branch_only() -> None:
+    async with hinting(Fault(status=500)) as up, serving(up, registry=REGISTRY) as proxy:
+        answer = await proxy.ask("(lookup&one)|two-m", "Q?")
+        assert answer.texts == ["two knows: Q?"]
+        assert list(answer.info["failed"]) == ["lookup&one"]
+
+
+async def test_a_step_cut_by_the_budget_leaves_the_best_there_was() -> None:
+    budget = {"optillm_budget": {"max_calls": 1}}
+    async with hinting("broken") as up, serving(up, registry=REGISTRY) as proxy:
+        answer = await proxy.ask("lookup&one-m", "Q?", **budget)
+        assert (answer.text, answer.info["cut_short"]) == ("broken", "max_calls")
+        budget = {"optillm_budget": {"max_calls": 2}}
+        answer = await proxy.ask("one&lookup&two-m", "Q?", **budget)
+        assert (answer.text, answer.info["cut_short"]) == ("one knows: Q?", "max_calls")
+
+
+def test_the_calls_of_a_step_that_asks_are_part_of_the_worst_case() -> None:
+    chain = Chain((Unit("lookup"), Unit("re2"), Unit("one")))
+    assert Job(chain, REGISTRY, {}).worst(1, lambda k: k) == 2
+    silent = Registry(REGISTRY, [replace(REGISTRY["lookup"], worst_enrich=None)])
+    assert Job(chain, silent, {}).worst(1, lambda k: k) is None
+    assert Job(Unit("lookup"), silent, {}).worst(1, lambda k: k) == 2

@@ -133,6 +133,7 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
         *_helped(rng, budget),
         *_populations(rng, budget),
         *_searched(rng, budget),
+        *_long(number, rng, budget),
     ]
     return options[number % len(options)]
 
@@ -201,8 +202,50 @@ def _searched(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]
     ]
 
 
+def _long(number: int, rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Techniques for contexts that are too long; every paragraph of them carries the marker."""
+    said = f"marker-{number}- was told about {rng.randint(1, 99)} again. " * 12
+    turns = [{"role": r, "content": said} for _ in range(rng.randint(4, 9)) for r in ("user", "assistant")]
+    question = {"role": "user", "content": f"marker-{number}- And now?"}
+    document = {"role": "user", "content": f"{said}\n\n" * 6 + f"<CONTEXT_END>marker-{number}- And now?"}
+    return [
+        {
+            "optillm_approach": rng.choice(["memory", "memory&self_consistency(samples=2)"]),
+            "messages": [*turns, question],
+            "memory_context_window": 2048,
+            "memory_chunk_tokens": rng.randint(150, 600),
+            "memory_notes": rng.randint(1, 5),
+            "max_tokens": 1000,
+            **budget,
+        },
+        {
+            "optillm_approach": rng.choice(["compact", "compact&re2&bon"]),
+            "messages": [*turns, question],
+            "compact_context_window": 2048,
+            "compact_threshold": 0.4,
+            "compact_keep_recent": rng.randint(1, 4),
+        },
+        {
+            "optillm_approach": "longcepo",
+            "messages": [document],
+            "longcepo_chunk_size": rng.randint(200, 400),
+            "longcepo_max_context_window": 2048,
+            "longcepo_max_output_tokens": 128,
+            "longcepo_num_neighbor_summaries": rng.randint(0, 2),
+        },
+    ]
+
+
 LISTS = ("plan how to verify", "break a problem down")
 """Helpers that are to write a list of questions."""
+READERS = (
+    "clear words",
+    "margin of a long text",
+    "summarise conversations",
+    "part of a document",
+    "findings",
+)
+"""Helpers that read what is too long to be shown."""
 
 
 def _populations(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
@@ -284,6 +327,13 @@ def echo_script(call: Seen) -> Said:
     # What is made of a reply alone, as a description of it, carries the marker too.
     found = MARKER.search(call.text)
     marker = found[0] if found else ""
+    if "question about a document that can only" in call.system:
+        questions = [f"{marker} why {digest[4 * i : 4 * i + 4]}?" for i in range(int(digest[0], 16) % 3)]
+        return "\n".join(["<SUB-QUESTIONS>", *questions, "</SUB-QUESTIONS>"])
+    if "margin of a long text" in call.system and digest[0] < "4":
+        return "Nothing relevant."
+    if any(words in call.system for words in READERS):
+        return f"{marker} said {digest[:12]}"
     if "worked examples in prompts" in call.system:
         return json.dumps([[f"{marker} {digest[:4]} {i}?", str(i)] for i in range(int(digest[0], 16) % 4)])
     if "\nRanking:\n" in call.last:

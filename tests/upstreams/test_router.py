@@ -10,9 +10,11 @@ import pytest
 
 from optillm.core.upstream import Call
 from optillm.core.usage import Price
+from optillm.faces.assemble import assembled
+from optillm.plugins import builtin_registry
 from optillm.protocol.errors import UpstreamError
-from optillm.settings import UpstreamSettings
-from optillm.upstreams.router import FAILED_FOR, LISTED_FOR, Named, Router
+from optillm.settings import Settings, UpstreamSettings
+from optillm.upstreams.router import FAILED_FOR, LISTED_FOR, Named, Router, context_window
 from tests.fakes import Fault, ScriptedUpstream
 from tests.serving import serving
 
@@ -180,3 +182,40 @@ async def test_a_technique_reaches_several_upstreams() -> None:
             assert answer.text == "a"
             assert (len(first.calls), len(second.calls)) == (2, 2)
             assert {c.body["model"] for c in second.calls} == {"judge"}
+
+
+@pytest.mark.parametrize(
+    ("about", "window"),
+    [
+        ({"max_model_len": 8192}, 8192),
+        ({"context_length": 4096, "n_ctx": 1}, 4096),
+        ({"context_window": 131072}, 131072),
+        ({"meta": {"n_ctx_train": 32768}}, 32768),
+        ({"meta": {"n_ctx_train": 32768, "n_ctx": 2048}}, 2048),
+        ({"context_length": None, "max_input_tokens": 1000}, 1000),
+        ({"context_length": "many", "meta": "none"}, None),
+        ({"max_model_len": True}, None),
+        ({"max_model_len": 0}, None),
+        ({}, None),
+    ],
+)
+def test_model_objects_tell_of_their_window(about: dict[str, Any], window: int | None) -> None:
+    assert context_window({"id": "m", **about}) == window
+
+
+async def test_the_window_of_a_model_is_that_of_its_own_upstream() -> None:
+    small = {"id": "m", "object": "model", "max_model_len": 100}
+    large = {"id": "n", "object": "model", "max_model_len": 200}
+    async with ScriptedUpstream(models=[small]) as a, ScriptedUpstream(models=[large]) as b:
+        places = tuple(UpstreamSettings(name, "openai", up.base_url) for name, up in (("a", a), ("b", b)))
+        async with assembled(Settings(upstreams=places), builtin_registry()) as (_, router):
+            assert await router.window("m") == 100
+            assert await router.window("n") == 200
+            assert await router.window("unheard-of") is None
+            assert (a.lists, b.lists) == (1, 1)
+
+
+async def test_the_window_of_an_upstream_that_is_down_is_not_known() -> None:
+    place = Place("a", "m")
+    place.dead = True
+    assert await Router([Named(place)], clock=Clock()).window("m") is None
