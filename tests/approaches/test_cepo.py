@@ -149,13 +149,6 @@ async def test_the_worst_case_comes_true() -> None:
 
 
 async def test_the_worst_case_with_retries_and_less_effort_comes_true() -> None:
-    tried: Counter[str] = Counter()
-
-    def fails_first(call: Seen) -> Said:
-        """Three failures and a cut-off, then what is wanted."""
-        tried[kind(call)] += 1
-        return Fault(status=503) if tried[kind(call)] < 3 else "ok"
-
     def always_fails(call: Seen) -> Said:
         return Fault(status=503)
 
@@ -325,6 +318,16 @@ async def test_single_parameters_beat_the_preset() -> None:
         (config,) = await notes(proxy, answer, "cepo.config")
         assert (config["preset"], config["planning_temperature_step2"]) == ("qwen3", 0.33)
         assert config["planning_max_tokens_step3"] == 20481
+
+
+async def test_what_a_request_says_beats_what_the_server_was_told() -> None:
+    told = {"cepo": {"preset": "qwen3", "bestofn_n": 2, "planning_n": 1, "planning_m": 1}}
+    async with steps({"params": told}) as (up, proxy):
+        answer = await proxy.ask("cepo-test-model", cepo_bestofn_n=1, cepo_planning_max_tokens_step1=99)
+        limits = {kind(c): c.body["max_tokens"] for c in up.calls}
+        assert limits == {"plan": 99, "execute": 24576, "reconcile": 20481, "answer": 20482}
+        assert answer.info["calls"] == 4
+        assert (await proxy.ask("cepo-test-model", cepo_preset="default")).info["calls"] == 2 * 4 + 2
 
 
 def test_presets() -> None:
