@@ -40,6 +40,7 @@ FORMS = {
     "ab_mcts": "ab_mcts(simulations=4)",
     "adaptive_consistency": "adaptive_consistency(samples=6)",
     "beam": "beam(n=4,steps=3)",
+    "cepo": "cepo(bestofn_n=2,planning_n=1,planning_m=2)",
     "debate": "debate(agents=2,rounds=1)",
     "mixture": "mixture(proposers=3,layers=2)",
     "mcts": "mcts(simulations=3,actions=2)",

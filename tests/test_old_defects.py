@@ -6,8 +6,8 @@ The numbers are those of the server's specification, section 9.
     ``isolation/test_processes.py``; settings are frozen: here.
 2.  Only ``mcts_*`` per request: here, every parameter of every approach.
 3.  Counters, configuration, batcher, logger as globals: ``isolation/test_no_shared_state.py``; usage of
-    concurrent requests: ``isolation/test_concurrent_runs.py``. (``pvg`` and ``cepo`` come with their parts;
-    the same tests cover them then.)
+    concurrent requests: ``isolation/test_concurrent_runs.py``. ``cepo`` wrote into its configuration what a
+    model refuses: ``approaches/test_cepo_failures.py``.
 4.  Conversations flattened, answers cut at "User:": ``faces/test_protocol.py``
     (``test_a_conversation_arrives_unchanged``, ``test_labels_in_an_answer_are_just_text``).
 5.  Only the last system message survived: here.

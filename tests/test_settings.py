@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -394,15 +393,87 @@ def test_warnings() -> None:
     assert "NOT VERIFIED" in settings("--no-ssl-verify").warnings[0]
 
 
-OLD = ["--cepo_bestofn_n", "3", "--cepo-planning-n=4", "--cepo_print_output", "--cepo_config_file", "x.yaml"]
+def test_old_flags_of_cepo() -> None:
+    old = ["--cepo_bestofn_n", "4", "--cepo-planning-n=5", "--cepo_print_output", "--cepo_rating_model", "j"]
+    s = settings(*old, OPTILLM_CEPO_PLANNING_TEMPERATURE_STEP1="0.7")
+    assert s.params["cepo"] == {
+        "bestofn_n": 4, "planning_n": 5, "print_output": True, "rating_model": "j",
+        "planning_temperature_step1": 0.7,
+    }  # fmt: skip
+    assert settings("--cepo_print_output", "false").params["cepo"] == {"print_output": False}
+    assert "'cepo_planning_temperature_direct_resp' must be a number from 0 to 2" in refusal(
+        "--cepo_planning_temperature_direct_resp", "3"
+    )
+    assert "Did you mean '--cepo-planning-n'" in refusal("--cepo-planing-n", "3")
 
 
-def test_flags_of_techniques_to_come_are_accepted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    s = settings(*OLD, "--port", "9", OPTILLM_CEPO_BESTOFN_N="3")
-    assert s.port == 9
-    warned = [r.getMessage().partition(" ")[0] for r in caplog.records if r.levelno == logging.WARNING]
-    assert warned == [*(a.partition("=")[0] for a in OLD if a.startswith("--")), "OPTILLM_CEPO_BESTOFN_N"]
-    assert "unknown argument '--rstar-x'" in refusal("--rstar-x", "1")
+def cepo_yaml(folder: Path, text: str | bytes) -> str:
+    path = folder / "cepo.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def test_the_yaml_file_of_cepo(tmp_path: Path) -> None:
+    path = cepo_yaml(
+        tmp_path, "preset: qwen3\nbestofn_n: 2\ncepo_planning_temperature_step1: 1\nlaunch: lazy\n"
+    )
+    expected = {"preset": "qwen3", "bestofn_n": 2, "planning_temperature_step1": 1.0, "launch": "lazy"}
+    for flag in ("--cepo-config-file", "--cepo_config_file"):
+        assert settings(flag, path).params["cepo"] == expected
+    assert settings(OPTILLM_CEPO_CONFIG_FILE=path).params["cepo"] == expected
+    assert isinstance(
+        settings("--cepo-config-file", path).params["cepo"]["planning_temperature_step1"], float
+    )
+    assert "cepo" not in settings("--cepo-config-file", cepo_yaml(tmp_path, "# nothing\n")).params
+
+
+def test_flags_and_variables_beat_the_yaml_file_and_it_beats_the_config_file(tmp_path: Path) -> None:
+    path = cepo_yaml(tmp_path, "bestofn_n: 2\nplanning_m: 7\nplanning_n: 5\n")
+    config = tmp_path / "optillm.toml"
+    config.write_text(
+        f"cepo_config_file = '{path}'\n"
+        "[approaches.cepo]\nplanning_n = 6\nplanning_m = 9\nrating_model = 'r'\n"
+    )
+    s = settings("--config", str(config), "--cepo-bestofn-n", "1", OPTILLM_CEPO_PLANNING_M="8")
+    assert s.params["cepo"] == {"bestofn_n": 1, "planning_m": 8, "planning_n": 5, "rating_model": "r"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "preset: best",
+            "cepo.yaml: preset: 'preset' must be one of 'default', 'qwen3', 'gptoss', not 'best'",
+        ),
+        ("bestofn: 3", "cepo.yaml: unknown key 'bestofn'; allowed: preset, bestofn_n, "),
+        ("7: 3", "cepo.yaml: unknown key 7; allowed: preset"),
+        (
+            "bestofn_n: three",
+            "cepo.yaml: bestofn_n: 'bestofn_n' must be an integer from 1 to 32, not 'three'",
+        ),
+        ("bestofn_n: 99", "'bestofn_n' must be an integer from 1 to 32, not 99"),
+        ("print_output: 1", "print_output: 'print_output' must be true or false or null, not 1"),
+        ("planning_temperature_step1: .nan", "'planning_temperature_step1' must be a number from 0 to 2"),
+        ("planning_n: 4\nplanning_m: 3", "cepo.yaml: 'cepo_planning_n' does not fit: 4 plans in at most 3"),
+        ("bestofn_n: 3\ncepo_bestofn_n: 4", "'bestofn_n' is there twice"),
+        ("- bestofn_n", "cepo.yaml: must be a mapping of parameters to values, not a list"),
+        ("bestofn_n", "must be a mapping of parameters to values, not a single value"),
+        ("a: [", "--cepo-config-file: "),
+        ("a: 2024-99-99", "is not YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
+        (b"a: \xff", "is not YAML"),
+    ],
+)
+def test_a_bad_yaml_file_stops_the_start(tmp_path: Path, text: str | bytes, said: str) -> None:
+    message = refusal("--cepo-config-file", cepo_yaml(tmp_path, text))
+    assert said in message
+    assert "\n" not in message
+
+
+def test_a_yaml_file_that_is_not_there() -> None:
+    assert "--cepo-config-file: cannot read /nowhere.yaml: No such file" in refusal(
+        "--cepo-config-file", "/nowhere.yaml"
+    )
 
 
 def test_a_flag_is_real_once_its_technique_is_there(caplog: pytest.LogCaptureFixture) -> None:

@@ -89,7 +89,7 @@ def _ask(argv: Sequence[str]) -> int:
     command_line.add_argument(
         "--trace", action="store_true", help="show each call and decision as it happens"
     )
-    flags = flags_of(command_line, argv, registry)
+    flags = flags_of(command_line, argv)
     return asyncio.run(_answer(from_flags(flags, registry), registry, flags["question"], flags["trace"]))
 
 

@@ -115,8 +115,10 @@ class LLM:
         cap: Cap = "helper",
         model: str | None = None,
         temperature: float | None = None,
-        tag: str | None = None,
         max_tokens: int | None = None,
+        fields: Mapping[str, Any] | None = None,
+        offset: int | None = None,
+        tag: str | None = None,
     ) -> Reply:
         """One helper call: a judge, a plan, a critique. Carries none of the client's options.
 
@@ -126,13 +128,18 @@ class LLM:
             cap: which of the server's token limits it has.
             model: another model than the run's.
             temperature: of sampling; None sends none.
+            max_tokens: its own limit, in place of the one of ``cap``.
+            fields: further body fields.
+            offset: of calls that are samples of one prompt, which one this is: then it carries the
+                client's seed, if there is one, shifted by so much.
             tag: tells it from others of its stage, in the trace.
-            max_tokens: a token limit in place of the server's.
 
         Raises:
             OptiError: the upstream failed, or the budget ended.
         """
-        body = self._helper_body(cap, temperature, max_tokens)
+        body = {**self._helper_body(cap, temperature, max_tokens), **(fields or {})}
+        if offset is not None and self._seed is not None:
+            body["seed"] = self._seed + offset
         replies = await self._complete(stage, messages, body, self.run.resolve(model or self.run.model), tag)
         if not replies:
             raise UpstreamEmpty(f"the upstream returned no choice ({stage})")
@@ -231,6 +238,11 @@ class LLM:
         most = self.run.budget.limits.server_calls
         return None if most is None else most - self.run.budget.calls
 
+    def accepts(self, name: str, model: str | None = None) -> bool:
+        """Whether a body field reaches the model, as far as is known: it has not refused it yet."""
+        route = self.run.resolve(model or self.run.model)
+        return name in self.run.learned.adapt(route, {name: None})
+
     async def attempt(self, call: Awaitable[T]) -> T | None:
         """The result, or None if the upstream failed or the budget ended; refusals are raised."""
         try:
@@ -247,19 +259,25 @@ class LLM:
         k: int,
         *,
         temperature: float | None = None,
+        max_tokens: int | None = None,
+        fields: Mapping[str, Any] | None = None,
         model: str | None = None,
         offset: int = 0,
         tag: str | None = None,
     ) -> list[Reply]:
         """K independent samples of one prompt, in index order (1.3).
 
-        They carry the client's options. ``offset`` shifts the seeds of the fan-out. Samples that
-        failed are left out; so the list may be shorter than k, but it is never empty.
+        They carry the client's options; ``temperature``, ``max_tokens`` and ``fields`` of the body,
+        where given, take their place. ``offset`` shifts the seeds of the fan-out. Samples that failed are
+        left out; so the list may be shorter than k, but it is never empty.
 
         Raises:
             OptiError: no sample could be had.
         """
-        body = self._answer_body(temperature, override=True)
+        body = {**self._answer_body(temperature, override=True), **(fields or {})}
+        if max_tokens is not None:
+            limit = next((name for name in LIMIT_FIELDS if name in body), "max_tokens")
+            body[limit] = max_tokens
         route = self.run.resolve(model or self.run.model)
         replies = await self._samples(stage, messages, k, body, route, offset, tag, None)
         for reply in replies:
@@ -481,8 +499,7 @@ class LLM:
     ) -> dict[str, Any]:
         caps = self.run.caps
         limit = caps.intermediate_max_tokens if cap == "intermediate" else caps.helper_max_tokens
-        limit = limit if max_tokens is None else max_tokens
-        body: dict[str, Any] = {self.options.limit_field or "max_tokens": limit}
+        body: dict[str, Any] = {self.options.limit_field or "max_tokens": max_tokens or limit}
         if temperature is not None:
             body["temperature"] = temperature
         return body

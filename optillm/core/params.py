@@ -107,6 +107,11 @@ class Param:
         return (generated, self.rule.env) if self.rule.env else (generated,)
 
     @property
+    def is_switch(self) -> bool:
+        """Whether it is true or false (or null), so that its flag needs no value."""
+        return _unwrap(self.kind)[0] is bool
+
+    @property
     def accepts(self) -> str:
         """In words: type and range."""
         base, optional = _unwrap(self.kind)

@@ -13,7 +13,7 @@ from optillm.core.params import Param
 from optillm.core.plan import parse_spec
 from optillm.core.registry import Registry
 from optillm.protocol.errors import InvalidRequest
-from optillm.settings import files, providers
+from optillm.settings import cepo_file, files, providers
 from optillm.settings.model import Settings, SettingsError, UpstreamSettings
 from optillm.settings.options import (
     OPTIONS,
@@ -22,7 +22,6 @@ from optillm.settings.options import (
     flags_of,
     param_key,
     parser,
-    warn_of_legacy_variables,
 )
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "wss_proxy")
@@ -46,7 +45,7 @@ def load(
         SettingsError: a bad value; one sentence naming it and what is allowed.
         SystemExit: --help or --version.
     """
-    return _resolve(flags_of(parser(registry), argv, registry), environ, registry, has)
+    return _resolve(flags_of(parser(registry), argv), environ, registry, has)
 
 
 def from_command_line(argv: Sequence[str], registry: Registry) -> Settings:
@@ -100,12 +99,11 @@ def _resolve(
     has: Callable[[str], bool],
 ) -> Settings:
     path, config = _config(flags, environ)
-    warn_of_legacy_variables(environ, registry)
     values = {o.name: _value(o, flags, environ, config, path) for o in OPTIONS}
     given = {name: value for name, value in values.items() if value is not None}
     settings = Settings(
         **given,
-        params=_params(registry, flags, environ, config, path),
+        params=_params(registry, flags, environ, _filed(registry, config, path, values)),
         upstreams=_upstreams(config, given.get("base_url", ""), environ, path, has),
         keys=files.keys(config, path),
         prices=files.prices(config, path),
@@ -137,18 +135,29 @@ def _value(
     return None
 
 
+def _filed(
+    registry: Registry, config: Mapping[str, Any], path: str, values: Mapping[str, Any]
+) -> Mapping[str, Mapping[str, tuple[str, Any]]]:
+    """Parameters in files, not checked yet: by slug and short name, where it stands and its value."""
+    out: dict[str, dict[str, tuple[str, Any]]] = {
+        slug: {name: (f"{path}: approaches.{slug}.{name}", value) for name, value in table.items()}
+        for slug, table in files.params(config, registry, path).items()
+    }
+    if values["cepo_config_file"]:
+        out.setdefault("cepo", {}).update(cepo_file.read(values["cepo_config_file"], registry))
+    return out
+
+
 def _params(
     registry: Registry,
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
-    config: Mapping[str, Any],
-    path: str,
+    filed: Mapping[str, Mapping[str, tuple[str, Any]]],
 ) -> Mapping[str, Mapping[str, Any]]:
-    filed = files.params(config, registry, path)
     out: dict[str, dict[str, Any]] = {}
     for approach in registry:
         for param in approach.params:
-            source = _param(param, flags, environ, filed.get(approach.slug, {}), path)
+            source = _param(param, flags, environ, filed.get(approach.slug, {}))
             if source is not None:
                 out.setdefault(approach.slug, {})[param.name] = source[0]
     return MappingProxyType({slug: MappingProxyType(values) for slug, values in out.items()})
@@ -158,8 +167,7 @@ def _param(
     param: Param,
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
-    filed: Mapping[str, Any],
-    path: str,
+    filed: Mapping[str, tuple[str, Any]],
 ) -> tuple[Any] | None:
     """The checked value of a parameter (which may be None), or None if nobody sets it."""
     flag = flags.get(param_key(param))
@@ -172,8 +180,8 @@ def _param(
             where = variable
             return (param.parse(environ[variable]),)
         if param.name in filed:
-            where = f"{path}: approaches.{param.slug}.{param.name}"
-            return (param.check(filed[param.name]),)
+            where, value = filed[param.name]
+            return (param.check(value),)
     except (ValueError, InvalidRequest) as error:
         raise SettingsError(f"{where}: {error}") from None
     return None

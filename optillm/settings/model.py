@@ -78,6 +78,7 @@ class Settings:
     batch_size: int = 4
     batch_wait_ms: int = 50
     config: str = ""
+    cepo_config_file: str = ""
     workers: int = 1
     max_body_mb: float = 32.0
     max_upstream_calls: int = 256

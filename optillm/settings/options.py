@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from optillm.core.params import Param
 from optillm.core.registry import Registry
 from optillm.settings.model import Settings, SettingsError
 from optillm.version import __version__
-
-log = logging.getLogger("optillm")
 
 
 @dataclass(frozen=True)
@@ -156,6 +152,7 @@ OPTIONS = (
     Option("batch_size", "calls in flight at once in batch mode", ge=1, le=4096),
     Option("batch_wait_ms", "accepted for compatibility; nothing waits", ge=0),
     Option("config", "TOML file: upstreams, routes, keys, limits, prices, defaults per technique"),
+    Option("cepo_config_file", "YAML file: defaults of the parameters of cepo"),
     Option("workers", "server processes", ge=1, le=256),
     Option("max_body_mb", "largest request body in MiB", ge=0.001, le=4096),
     Option("max_upstream_calls", "most upstream calls that one request may take", ge=1),
@@ -209,10 +206,6 @@ OPTIONS = (
     Option("intermediate_max_tokens", "token limit of plans and steps", ge=1),
 )
 
-# By slug: flags of old techniques, without dashes. As soon as the technique is there its own
-# parameters are the flags; until then they are accepted with a warning.
-LEGACY = MappingProxyType({"cepo": re.compile(r"cepo-[a-z0-9-]+")})
-
 
 class CommandLine(argparse.ArgumentParser):
     """A parser whose errors are one sentence, like those of all settings."""
@@ -255,7 +248,7 @@ def param_key(param: Param) -> str:
     return f"param {param.slug} {param.name}"
 
 
-def flags_of(command_line: CommandLine, argv: Sequence[str], registry: Registry) -> dict[str, Any]:
+def flags_of(command_line: CommandLine, argv: Sequence[str]) -> dict[str, Any]:
     """The parsed flags; what was not given is None.
 
     Raises:
@@ -263,43 +256,15 @@ def flags_of(command_line: CommandLine, argv: Sequence[str], registry: Registry)
         SystemExit: --help or --version.
     """
     namespace, unknown = command_line.parse_known_args(list(argv))
-    if left := _without_legacy(unknown, registry):
-        raise SettingsError(f"unknown argument '{left[0]}'.{command_line.near(left[0].partition('=')[0])}")
+    if unknown:
+        near = command_line.near(unknown[0].partition("=")[0])
+        raise SettingsError(f"unknown argument '{unknown[0]}'.{near}")
     return vars(namespace)
-
-
-def warn_of_legacy_variables(environ: Mapping[str, str], registry: Registry) -> None:
-    """Say which old variables have no effect, for want of their technique."""
-    for name in sorted(environ):
-        flag = name.removeprefix("OPTILLM_").lower().replace("_", "-")
-        if name.startswith("OPTILLM_") and _legacy(flag, registry):
-            log.warning("%s belongs to a technique that this version does not have; ignored", name)
-
-
-def _legacy(flag: str, registry: Registry) -> bool:
-    return any(slug not in registry and flags.fullmatch(flag) for slug, flags in LEGACY.items())
-
-
-def _without_legacy(arguments: Sequence[str], registry: Registry) -> list[str]:
-    """The arguments that were never known; old ones are dropped with a warning."""
-    left: list[str] = []
-    skip = False
-    for i, argument in enumerate(arguments):
-        name, equals, _ = argument.partition("=")
-        if skip:
-            skip = False
-        elif argument.startswith("--") and _legacy(name[2:].replace("_", "-"), registry):
-            log.warning("%s belongs to a technique that this version does not have; ignored", name)
-            following = arguments[i + 1 : i + 2]
-            skip = not equals and bool(following) and not following[0].startswith("--")
-        else:
-            left.append(argument)
-    return left
 
 
 def _add_param(group: argparse._ActionsContainer, param: Param, names: Sequence[str]) -> None:
     described = f"{param.rule.help}; {param.accepts} [{param.env_names[0]}; default {param.default!r}]"
-    switch = param.kind is bool
+    switch = param.is_switch
     group.add_argument(
         *names,
         dest=param_key(param),

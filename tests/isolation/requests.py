@@ -134,6 +134,7 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
         *_populations(rng, budget),
         *_searched(rng, budget),
         *_long(number, rng, budget),
+        *_planned(rng),
     ]
     return options[number % len(options)]
 
@@ -236,6 +237,23 @@ def _long(number: int, rng: random.Random, budget: dict[str, Any]) -> list[dict[
     ]
 
 
+def _planned(rng: random.Random) -> list[dict[str, Any]]:
+    """Planners. How much of a surplus runs before it is cancelled is a matter of time: there is none."""
+    plans = rng.randint(1, 3)
+    return [
+        {
+            "optillm_approach": "cepo",
+            "cepo_bestofn_n": rng.randint(1, 3),
+            "cepo_planning_n": plans,
+            **rng.choice([{"cepo_planning_m": plans}, {"cepo_planning_m": plans + 2, "cepo_launch": "lazy"}]),
+            "cepo_preset": rng.choice(["default", "qwen3", "gptoss"]),
+            "cepo_bestofn_rating_type": rng.choice(["absolute", "pairwise", "majority"]),
+            "cepo_use_plan_diversity": rng.random() < 0.3,
+            "cepo_planning_temperature_step1": rng.choice([0.2, 0.9]),
+        },
+    ]
+
+
 LISTS = ("plan how to verify", "break a problem down")
 """Helpers that are to write a list of questions."""
 READERS = (
@@ -317,6 +335,14 @@ def echo_script(call: Seen) -> Said:
         return f"said {digest[:12]}\nVerdict: {'correct' if digest[0] < '8' else 'incorrect'}"
     if "impartial referee" in call.system:
         return f"Verdict: {'first' if digest[0] < '8' else 'second'}"
+    if "name different approaches" in call.system:
+        return json.dumps({i: f"way {digest[4 * i : 4 * i + 4]}" for i in range(3)})
+    if "making a plan first" in call.system and digest[0] < "4":
+        return Reply(f"said {digest[:12]}", finish="length")
+    if "correct and accurate" in call.system:
+        return f"Rating: [[{int(digest[0] < '8')}]]"
+    if "which is more correct" in call.system:
+        return f"Better Response: [[{int(digest[0] < '8')}]]"
     if call.stage == "select":
         return f"Choice: {int(digest[:2], 16) % 4 + 1}"
     if "programs for solvers" in call.system or "into programs" in call.system:

@@ -173,6 +173,25 @@ async def test_fields_are_dropped_or_renamed_one_by_one_and_remembered() -> None
         assert "max_tokens" in up.calls[-2].body
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unsupported parameter: 'reasoning_effort' is not supported with this model.",
+        "Unrecognized request argument supplied: reasoning_effort",
+        "reasoning_effort: Extra inputs are not permitted",
+    ],
+)
+async def test_reasoning_effort_is_dropped_and_remembered(message: str) -> None:
+    def script(call: Seen) -> Said:
+        return refusal(400, message) if "reasoning_effort" in call.body else "ok"
+
+    async with ScriptedUpstream(script) as up, serving(up) as proxy:
+        assert (await proxy.ask("re2-m", reasoning_effort="high")).info["calls"] == 2
+        assert (await proxy.ask("re2-m", reasoning_effort="high")).info["calls"] == 1
+        await proxy.ask("re2-other", reasoning_effort="high")
+        assert ["reasoning_effort" in c.body for c in up.calls] == [True, False, False, True, False]
+
+
 async def test_calls_at_the_same_time_learn_the_same() -> None:
     async with ScriptedUpstream(o1) as up, serving(up, n_mode="fanout") as proxy:
         answer = await proxy.ask("self_consistency(samples=5)-m", max_tokens=50)
