@@ -199,6 +199,8 @@ class LLM:
         k: int,
         *,
         temperature: float | None = None,
+        max_tokens: int | None = None,
+        effort: str | None = None,
         model: str | None = None,
         offset: int = 0,
         tag: str | None = None,
@@ -208,10 +210,19 @@ class LLM:
         They carry the client's options. ``offset`` shifts the seeds of the fan-out. Samples that
         failed are left out; so the list may be shorter than k, but it is never empty.
 
+        Args:
+            max_tokens: the limit, in place of the client's.
+            effort: the reasoning effort, for clients that give none; a model that refuses it gets none.
+
         Raises:
             OptiError: no sample could be had.
         """
         body = self._answer_body(temperature, override=True)
+        if max_tokens is not None:
+            limit = next((name for name in LIMIT_FIELDS if name in body), "max_tokens")
+            body[limit] = max_tokens
+        if effort is not None:
+            body.setdefault("reasoning_effort", effort)
         route = self.run.resolve(model or self.run.model)
         replies = await self._samples(stage, messages, k, body, route, offset, tag, None)
         for reply in replies:

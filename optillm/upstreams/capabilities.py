@@ -16,7 +16,7 @@ _REFUSAL = re.compile(
     r"|extra (?:fields?|inputs?)|only the default|\binstead\b",
     re.I,
 )
-_DROPPABLE = ("temperature", "stream_options", "seed", "top_p")
+_DROPPABLE = ("temperature", "stream_options", "seed", "top_p", "reasoning_effort")
 
 
 class Capabilities:
