@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from optillm.core.params import FullResponseParams, field
@@ -32,28 +31,20 @@ class Preset:
     max_tokens: int = 64000
 
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "default": Preset(),
-        "lightweight": Preset(
-            num_agents=2,
-            max_iterations=2,
-            verification_passes_required=1,
-            consensus_threshold=1,
-            max_verification_attempts=2,
-            enable_aggregation=False,
-            enable_strategy_network=False,
-            max_tokens=4000,
-        ),
-    }
-)
-
-
-def preset_field(name: str, help: str, *, ge: float | None = None, le: float | None = None) -> Any:
-    """A parameter whose default is the preset's."""
-    values = (str(getattr(preset, name)).lower() for preset in PRESETS.values())
-    by = ", ".join(f"{value} ({preset})" for preset, value in zip(PRESETS, values, strict=True))
-    return field(None, f"{help}; null: {by}", ge=ge, le=le)
+def preset_of(name: PresetName) -> Preset:
+    """The values of a preset."""
+    if name == "default":
+        return Preset()
+    return Preset(
+        num_agents=2,
+        max_iterations=2,
+        verification_passes_required=1,
+        consensus_threshold=1,
+        max_verification_attempts=2,
+        enable_aggregation=False,
+        enable_strategy_network=False,
+        max_tokens=4000,
+    )
 
 
 class Params(FullResponseParams):
@@ -66,35 +57,38 @@ class Params(FullResponseParams):
         None,
         "values of what is not set; null: lightweight for token limits of 4000 or less, else default",
     )
-    num_agents: int | None = preset_field("num_agents", "agents (A)", ge=2, le=16)
-    max_iterations: int | None = preset_field(
-        "max_iterations", "rounds of improvement at most (I)", ge=0, le=20
+    num_agents: int | None = field(None, "agents (A); null: 3 (default), 2 (lightweight)", ge=2, le=16)
+    max_iterations: int | None = field(
+        None, "rounds of improvement at most (I); null: 5 (default), 2 (lightweight)", ge=0, le=20
     )
-    verification_passes_required: int | None = preset_field(
-        "verification_passes_required",
-        "checks in a row that must find a solution correct (v)",
+    verification_passes_required: int | None = field(
+        None,
+        "checks in a row that must find a solution correct (v); null: 2 (default), 1 (lightweight)",
         ge=1,
         le=10,
     )
-    consensus_threshold: int | None = preset_field(
-        "consensus_threshold", "verified solutions with one answer that end the improvement", ge=1, le=64
+    consensus_threshold: int | None = field(
+        None,
+        "verified solutions with one answer that end the improvement; null: 2 (default), 1 (lightweight)",
+        ge=1,
+        le=64,
     )
     min_verified_solutions: int = field(1, "verified solutions that end the improvement", ge=1, le=64)
-    max_verification_attempts: int | None = preset_field(
-        "max_verification_attempts", "checks of one solution at most (m)", ge=1, le=20
+    max_verification_attempts: int | None = field(
+        None, "checks of one solution at most (m); null: 3 (default), 2 (lightweight)", ge=1, le=20
     )
     early_termination: bool = field(True, "stop improving on consensus")
     use_reasoning_api: bool = field(
         True, "send the agents' reasoning_effort, where the client gives none and the model takes it"
     )
-    enable_aggregation: bool | None = preset_field(
-        "enable_aggregation", "fill the population, and aggregate it"
+    enable_aggregation: bool | None = field(
+        None, "fill the population, and aggregate it; null: true (default), false (lightweight)"
     )
     population_size: int = field(6, "solutions in the population (P)", ge=1, le=64)
     aggregation_size: int = field(3, "solutions that are aggregated into one (K)", ge=1, le=16)
     aggregation_loops: int = field(3, "loops of aggregation (T)", ge=0, le=10)
-    enable_strategy_network: bool | None = preset_field(
-        "enable_strategy_network", "let the agents learn from each other's strategies"
+    enable_strategy_network: bool | None = field(
+        None, "let the agents learn from each other's strategies; null: true (default), false (lightweight)"
     )
     strategy_extraction_enabled: bool = field(True, "write down the strategy of each agent's solution")
     cross_agent_enhancement: bool = field(
@@ -106,9 +100,9 @@ class Params(FullResponseParams):
     answer_extraction_mode: Extraction = field(
         "auto", "what is taken out of the solution as the answer; auto: by the kind of the question"
     )
-    max_tokens: int | None = preset_field(
-        "max_tokens",
-        "token limit of each solution, where the client's own is not smaller",
+    max_tokens: int | None = field(
+        None,
+        "token limit of a solution, unless the client's is smaller; null: 64000 (default), 4000 (lightweight)",
         ge=1,
         le=MOST_TOKENS,
     )
@@ -187,7 +181,7 @@ def resolve(p: Params, limit: int | None) -> Config:
     limits = [tokens for tokens in (p.max_tokens, limit) if tokens is not None]
     small = bool(limits) and min(limits) <= LIGHTWEIGHT_LIMIT
     name: PresetName = p.preset or ("lightweight" if small else "default")
-    preset = PRESETS[name]
+    preset = preset_of(name)
 
     def given(field_name: str) -> Any:
         value = getattr(p, field_name)

@@ -28,7 +28,8 @@ _CODE = re.compile(
 _MATH = re.compile(
     r"\$[^$\n]+\$|\\(?:frac|sqrt|sum|int|boxed|binom|cdot|times|le|ge|pmod)\b|\\[\[(]"
     r"|\b(?:how (?:many|much|long|far|old)|solve|compute|calculate|evaluate|integer|equation|probability"
-    r"|remainder|theorem|prove|triangle|polynomial|percent)\b|\d\s*[-+*/×^=]\s*\d",
+    r"|remainder|theorem|prove|triangle|polynomial|percent)\b"
+    r"|\d\s*(?:[-+*/×^=]|plus|minus|times|divided by|mod(?:ulo)?)\s*\d",
     re.I,
 )
 _PROOF = re.compile(r"\b(?:prove|proof|show that|derive|explain)\b", re.I)
