@@ -102,7 +102,7 @@ class Params(FullResponseParams):
     )
     max_tokens: int | None = field(
         None,
-        "token limit of a solution, unless the client's is smaller; null: 64000 (default), 4000 (lightweight)",
+        "token limit of a solution; the client's holds if smaller; null: 64000 (default), 4000 (lightweight)",
         ge=1,
         le=MOST_TOKENS,
     )
