@@ -41,6 +41,7 @@ FORMS = {
     "adaptive_consistency": "adaptive_consistency(samples=6)",
     "beam": "beam(n=4,steps=3)",
     "debate": "debate(agents=2,rounds=1)",
+    "mars": "mars(preset=lightweight)",
     "mixture": "mixture(proposers=3,layers=2)",
     "mcts": "mcts(simulations=3,actions=2)",
     "plansearch": "plansearch(observations=2,derived=1)",
