@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -112,8 +113,12 @@ def test_every_parameter_of_every_technique_has_a_flag_and_a_variable() -> None:
             text = {"boolean": "true", "string": (base.get("enum") or ["x"])[0], "array": items}.get(
                 base["type"], str(base.get("minimum", 1))
             )
-            assert param.name in settings(dashed, text).params[approach.slug]
-            assert param.name in settings(**{variable: text}).params[approach.slug]
+            name = param.name
+            if param.is_group:
+                name = param.members[0].name
+                text = json.dumps({name: param.members[0].default})
+            assert name in settings(dashed, text).params[approach.slug]
+            assert name in settings(**{variable: text}).params[approach.slug]
 
 
 def test_switches_need_no_value_and_can_be_switched_off() -> None:
@@ -132,6 +137,22 @@ def test_defaults_are_those_of_the_specification() -> None:
     assert (s.request_timeout, s.connect_timeout, s.stream_progress) == (600.0, 5.0, "reasoning")
     assert s.params == {}
     assert (s.guarded, s.forwards_bearer) == (False, True)
+
+
+def test_an_object_of_parameters_is_another_way_to_write_them(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "[approaches.mars]\nmax_iterations = 1\n[approaches.mars.config]\nnum_agents = 4\n"
+    )
+    filed = settings("--config", path)
+    assert filed.params["mars"] == {"max_iterations": 1, "num_agents": 4}
+    flags = settings("--mars-config", '{"num_agents": 2, "max_iterations": 3}', "--mars-num-agents", "5")
+    assert flags.params["mars"] == {"num_agents": 5, "max_iterations": 3}
+    assert settings(OPTILLM_MARS_CONFIG='{"mars_preset": "lightweight"}').params["mars"] == {
+        "preset": "lightweight"
+    }
+    for text in ("[1]", "{", "{'a': 1}", "x"):
+        assert "must be an object of other parameters" in refusal("--mars-config", text)
+    assert "'mars_config' has no field 'agents'; allowed: " in refusal("--mars-config", '{"agents": 2}')
 
 
 def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path) -> None:

@@ -261,6 +261,7 @@ class LLM:
         temperature: float | None = None,
         max_tokens: int | None = None,
         fields: Mapping[str, Any] | None = None,
+        effort: str | None = None,
         model: str | None = None,
         offset: int = 0,
         tag: str | None = None,
@@ -271,6 +272,9 @@ class LLM:
         where given, take their place. ``offset`` shifts the seeds of the fan-out. Samples that failed are
         left out; so the list may be shorter than k, but it is never empty.
 
+        Args:
+            effort: the reasoning effort, for clients that give none; a model that refuses it gets none.
+
         Raises:
             OptiError: no sample could be had.
         """
@@ -278,6 +282,8 @@ class LLM:
         if max_tokens is not None:
             limit = next((name for name in LIMIT_FIELDS if name in body), "max_tokens")
             body[limit] = max_tokens
+        if effort is not None:
+            body.setdefault("reasoning_effort", effort)
         route = self.run.resolve(model or self.run.model)
         replies = await self._samples(stage, messages, k, body, route, offset, tag, None)
         for reply in replies:

@@ -6,11 +6,12 @@ environment variables, JSON Schema, help text and the docs table.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from dataclasses import field as dataclass_field
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from optillm.protocol.errors import InvalidRequest, near_names
@@ -79,13 +80,23 @@ class FullResponseParams(ApproachParams):
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter of one approach, with all its names."""
+    """One parameter of one approach, with all its names.
+
+    One whose kind is a mapping is a group: an object that holds any of the others by name.
+    """
 
     slug: str
     name: str
     kind: Any
     default: Any
     rule: Rule
+    members: tuple[Param, ...] = ()
+    """Of a group: the parameters that may stand in it."""
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it is another place to write the approach's other parameters."""
+        return get_origin(_unwrap(self.kind)[0]) is Mapping
 
     @property
     def request_name(self) -> str:
@@ -140,7 +151,7 @@ class Param:
         if checked is _WRONG or not self._in_range(checked):
             message = f"'{name}' must be {self.accepts}, not {_show(value)}"
             raise InvalidRequest(message, param=name, code="invalid_parameter")
-        return checked
+        return self._grouped(checked, name) if self.is_group else checked
 
     def parse(self, text: str) -> Any:
         """The value of a flag or variable, checked; raises ValueError with one sentence."""
@@ -154,6 +165,9 @@ class Param:
         """JSON Schema of the parameter."""
         base, optional = _unwrap(self.kind)
         out = _schema_type(base)
+        if self.is_group:
+            properties = {member.name: member.schema() for member in self.members}
+            out = {**out, "properties": properties, "additionalProperties": False}
         sized = ("minItems", "maxItems") if get_origin(base) is tuple else ("minimum", "maximum")
         for key, bound in zip(sized, (self.rule.ge, self.rule.le), strict=True):
             if bound is not None:
@@ -162,6 +176,18 @@ class Param:
             out = {"anyOf": [out, {"type": "null"}]}
         default = list(self.default) if isinstance(self.default, tuple) else self.default
         return {**out, "default": default, "description": self.rule.help}
+
+    def _grouped(self, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        """The members of a group by short name, checked."""
+        out: dict[str, Any] = {}
+        for name, value in values.items():
+            member = next((m for m in self.members if name in (m.name, m.request_name)), None)
+            if member is None:
+                allowed = ", ".join(m.name for m in self.members)
+                message = f"'{where}' has no field '{str(name)[:100]}'; allowed: {allowed}"
+                raise InvalidRequest(message, param=f"{where}.{str(name)[:100]}", code="unknown_parameter")
+            out[member.name] = member.check(value, f"{where}.{name}")
+        return MappingProxyType(out)
 
     def _in_range(self, value: Any) -> bool:
         size = len(value) if isinstance(value, tuple) else value
@@ -174,7 +200,22 @@ class Param:
 def params_of(slug: str, cls: type[ApproachParams]) -> tuple[Param, ...]:
     """The parameters that a Params class declares."""
     hints = get_type_hints(cls)
-    return tuple(Param(slug, f.name, hints[f.name], f.default, f.metadata["rule"]) for f in fields(cls))  # type: ignore[arg-type]
+    every = [Param(slug, f.name, hints[f.name], f.default, f.metadata["rule"]) for f in fields(cls)]  # type: ignore[arg-type]
+    single = tuple(p for p in every if not p.is_group)
+    return tuple(replace(p, members=single) if p.is_group else p for p in every)
+
+
+def spread(params: tuple[Param, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked values by short name, with the members of each group as if given by themselves.
+
+    What is given by itself too beats the group.
+    """
+    groups = [p.name for p in params if p.is_group]
+    out: dict[str, Any] = {}
+    for name in groups:
+        out.update(values.get(name) or {})
+    out.update({name: value for name, value in values.items() if name not in groups})
+    return out
 
 
 def build(cls: type[ApproachParams], params: tuple[Param, ...], values: Mapping[str, Any]) -> ApproachParams:
@@ -183,6 +224,7 @@ def build(cls: type[ApproachParams], params: tuple[Param, ...], values: Mapping[
     Raises:
         InvalidRequest: the values contradict each other.
     """
+    values = spread(params, values)
     built = cls(**{p.name: values[p.name] for p in params if p.name in values})
     for name, problem in built.contradictions():
         field_name = next(p.request_name for p in params if p.name == name)
@@ -222,6 +264,8 @@ def _typed(value: Any, kind: Any) -> Any:
             return _WRONG
         items = tuple(_typed(v, item) for v in value)
         return _WRONG if any(i is _WRONG for i in items) else items
+    if get_origin(kind) is Mapping:
+        return value if isinstance(value, Mapping) else _WRONG
     if kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         # An int too long for a float is out of every range.
@@ -238,9 +282,9 @@ def _from_text(text: str, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         return tuple(_from_text(t.strip(), item) for t in text.split(",") if t.strip())
-    if kind in (int, float):
+    if kind in (int, float) or get_origin(kind) is Mapping:
         try:
-            return kind(text)
+            return json.loads(text) if get_origin(kind) is Mapping else kind(text)
         except ValueError:
             return text
     return text
@@ -251,6 +295,8 @@ def _type_words(kind: Any) -> str:
         return "one of " + ", ".join(f"'{a}'" for a in get_args(kind))
     if get_origin(kind) is tuple:
         return "a list of " + _type_words(get_args(kind)[0]).removeprefix("a ").removeprefix("an ") + "s"
+    if get_origin(kind) is Mapping:
+        return "an object of other parameters"
     return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
 
 
@@ -259,6 +305,8 @@ def _schema_type(kind: Any) -> dict[str, Any]:
         return {"type": "string", "enum": list(get_args(kind))}
     if get_origin(kind) is tuple:
         return {"type": "array", "items": _schema_type(get_args(kind)[0])}
+    if get_origin(kind) is Mapping:
+        return {"type": "object"}
     return {"type": {int: "integer", float: "number", bool: "boolean", str: "string"}[kind]}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from optillm.core.params import spread
 from optillm.core.plan import NONE, Plan, check_unambiguous, parse_spec, split_model, units
 from optillm.core.registry import Registry
 from optillm.protocol.errors import InvalidRequest, near_names
@@ -171,4 +172,4 @@ def take_params(
                 )
             slug, param = owners[0]
             taken.setdefault(slug, {})[param.name] = param.check(value, where)
-    return taken, warnings
+    return {slug: spread(registry[slug].params, values) for slug, values in taken.items()}, warnings

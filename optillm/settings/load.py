@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from optillm.core.params import Param
+from optillm.core.params import Param, spread
 from optillm.core.plan import parse_spec
 from optillm.core.registry import Registry
 from optillm.protocol.errors import InvalidRequest
@@ -160,7 +160,9 @@ def _params(
             source = _param(param, flags, environ, filed.get(approach.slug, {}))
             if source is not None:
                 out.setdefault(approach.slug, {})[param.name] = source[0]
-    return MappingProxyType({slug: MappingProxyType(values) for slug, values in out.items()})
+    return MappingProxyType(
+        {slug: MappingProxyType(spread(registry[slug].params, values)) for slug, values in out.items()}
+    )
 
 
 def _param(

@@ -31,6 +31,9 @@ COMPOSITIONS = [
 ]
 EVERY = pytest.mark.parametrize("approach", [*SLUGS, *COMPOSITIONS])
 
+ROOMY: Any = {"max_upstream_calls": 10_000}
+"""Room for several choices of the techniques that can take more than a hundred calls for one."""
+
 HI: Any = [{"role": "user", "content": "What is 2+2?"}]
 TOOL: Any = {
     "type": "function",
@@ -129,7 +132,7 @@ class Collected:
 
 @EVERY
 async def test_async_client(approach: str) -> None:
-    async with ScriptedUpstream(helpful) as up, serving(up) as proxy, client(proxy) as sdk:
+    async with ScriptedUpstream(helpful) as up, serving(up, **ROOMY) as proxy, client(proxy) as sdk:
         for n in (1, 3):
             reply = await sdk.chat.completions.create(
                 model="m", messages=HI, n=n, seed=1, extra_body={"optillm_approach": approach}
@@ -142,7 +145,7 @@ async def test_async_client(approach: str) -> None:
 @EVERY
 @pytest.mark.parametrize("n", [1, 3])
 async def test_async_stream(approach: str, n: int) -> None:
-    async with ScriptedUpstream(helpful) as up, serving(up) as proxy, client(proxy) as sdk:
+    async with ScriptedUpstream(helpful) as up, serving(up, **ROOMY) as proxy, client(proxy) as sdk:
         for progress in ("reasoning", "comments", "off"):
             extra = {"optillm_approach": approach, "optillm_progress": progress}
             whole = await sdk.chat.completions.create(model="m", messages=HI, n=n, seed=1, extra_body=extra)
@@ -192,7 +195,7 @@ async def test_sync_client_plain_and_streaming(approach: str) -> None:
 @EVERY
 async def test_stream_helper(approach: str) -> None:
     """The client's own accumulator, which appends choices as they come."""
-    async with ScriptedUpstream(helpful) as up, serving(up) as proxy, client(proxy) as sdk:
+    async with ScriptedUpstream(helpful) as up, serving(up, **ROOMY) as proxy, client(proxy) as sdk:
         for n in (1, 3):
             extra = {"optillm_approach": approach}
             whole = await sdk.chat.completions.create(model="m", messages=HI, n=n, seed=1, extra_body=extra)
@@ -207,7 +210,11 @@ async def test_stream_helper(approach: str) -> None:
 @EVERY
 @pytest.mark.parametrize("n_mode", ["ignore", "reject"])
 async def test_upstreams_without_n(approach: str, n_mode: str) -> None:
-    async with ScriptedUpstream(helpful, n_mode=n_mode) as up, serving(up) as proxy, client(proxy) as sdk:
+    async with (
+        ScriptedUpstream(helpful, n_mode=n_mode) as up,
+        serving(up, **ROOMY) as proxy,
+        client(proxy) as sdk,
+    ):
         n = 1 if approach == "none" else 2
         reply = await sdk.chat.completions.create(
             model="m", messages=HI, n=n, extra_body={"optillm_approach": approach}

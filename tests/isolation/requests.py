@@ -16,7 +16,7 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VOLATILE = frozenset({"run_id", "seconds", "id", "created", "started", "ended", "at"})
 MARKER = re.compile(r"marker-(\d+)-")
-DRAWING = ("rsa", "tournament", "rstar")
+DRAWING = ("rsa", "tournament", "rstar", "mars")
 """Techniques that decide by the run's random numbers what to ask."""
 NONCE = re.compile(r"(?<=-)[0-9a-f]{12}(?=>)|(?<=marks that end in )[0-9a-f]{12}")
 """The mark that a run draws to put around data in its prompts."""
@@ -135,6 +135,7 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
         *_searched(rng, budget),
         *_long(number, rng, budget),
         *_planned(rng),
+        *_agents(rng),
     ]
     return options[number % len(options)]
 
@@ -254,6 +255,23 @@ def _planned(rng: random.Random) -> list[dict[str, Any]]:
     ]
 
 
+def _agents(rng: random.Random) -> list[dict[str, Any]]:
+    """Agents that verify and improve. Who of them gets the last call of a budget is a matter of time."""
+    return [
+        {
+            "optillm_approach": "mars",
+            "mars_config": {
+                "num_agents": rng.randint(2, 4),
+                "max_iterations": rng.randint(0, 2),
+                "population_size": rng.randint(3, 6),
+                "aggregation_loops": rng.randint(0, 2),
+                "enable_strategy_network": rng.random() < 0.5,
+            },
+            **rng.choice([{}, {"mars_preset": "lightweight"}, {"mars_num_agents": 3}]),
+        }
+    ]
+
+
 LISTS = ("plan how to verify", "break a problem down")
 """Helpers that are to write a list of questions."""
 READERS = (
@@ -333,6 +351,9 @@ def echo_script(call: Seen) -> Said:
         return "\n".join(f"{i}. What is {digest[4 * i : 4 * i + 4]}?" for i in (1, 2, 3))
     if "verify answers" in call.system:
         return f"said {digest[:12]}\nVerdict: {'correct' if digest[0] < '8' else 'incorrect'}"
+    if "verify solutions that other agents" in call.system:
+        verdict = ("CORRECT", "INCORRECT", "INCOMPLETE")[int(digest[:4], 16) % 3]
+        return f"Issues: said {digest[:12]}\nVerdict: {verdict}"
     if "impartial referee" in call.system:
         return f"Verdict: {'first' if digest[0] < '8' else 'second'}"
     if "name different approaches" in call.system:
