@@ -202,16 +202,18 @@ class LLM:
         model: str | None = None,
         offset: int = 0,
         tag: str | None = None,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Reply]:
         """K independent samples of one prompt, in index order (1.3).
 
-        They carry the client's options. ``offset`` shifts the seeds of the fan-out. Samples that
-        failed are left out; so the list may be shorter than k, but it is never empty.
+        They carry the client's options. ``offset`` shifts the seeds of the fan-out; ``defaults`` are fields
+        for clients that do not give them, as ``max_tokens``. Samples that failed are left out; so the list
+        may be shorter than k, but it is never empty.
 
         Raises:
             OptiError: no sample could be had.
         """
-        body = self._answer_body(temperature, override=True)
+        body = self._answer_body(temperature, override=True, defaults=defaults)
         route = self.run.resolve(model or self.run.model)
         replies = await self._samples(stage, messages, k, body, route, offset, tag, None)
         for reply in replies:
@@ -409,13 +411,20 @@ class LLM:
             body["temperature"] = temperature
         return body
 
-    def _answer_body(self, temperature: float | None, *, override: bool) -> dict[str, Any]:
-        fields = {k: v for k, v in self.options.fields.items() if k not in LIMIT_FIELDS}
+    def _answer_body(
+        self,
+        temperature: float | None,
+        *,
+        override: bool,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        wanted = {**defaults, **self.options.fields}
+        fields = {k: v for k, v in wanted.items() if k not in LIMIT_FIELDS}
         name = self.options.limit_field
         if name:
             fields[name] = self.options.fields[name]
-        elif self.run.caps.default_max_tokens:
-            fields["max_tokens"] = self.run.caps.default_max_tokens
+        elif limit := defaults.get("max_tokens", self.run.caps.default_max_tokens):
+            fields["max_tokens"] = limit
         if temperature is not None and (override or self.options.temperature is None):
             fields["temperature"] = temperature
         if self._seed is not None:
