@@ -6,11 +6,11 @@ sampled at once. The share of the largest group of equal final answers is the co
 threshold, the first solution of that group is returned; if not, the samples are not trusted, and one more
 solution is made greedily, at temperature 0.
 
-Sources: Zhou et al., Self-Discover, arXiv:2402.03620, section 2; Gemini Team, arXiv:2312.11805, section
-5.1.1 and appendix 10.2 (uncertainty-routed chain of thought: the majority's answer above a threshold, else
-the greedy one). Gemini samples 8 or 32 times and tunes the threshold on validation data; a request has none,
-so here it is a parameter. Gemini's greedy answer is one without chain of thought; here it follows the
-structure too, which is what the structure is for.
+Sources: Zhou et al., Self-Discover, arXiv:2402.03620, section 2; Gemini Team, arXiv:2312.11805
+(uncertainty-routed chain of thought: the majority's answer above a threshold, else the greedy one). Gemini
+samples 8 or 32 times and tunes the threshold on validation data; a request has none, so here it is a
+parameter. Gemini's greedy answer is one without chain of thought; here it follows the structure too, which
+is what the structure is for.
 
 Only final answers count for the agreement; a sample without one agrees with none. Of groups equally large the
 one whose solutions share most words with the others comes first. Truncated solutions count only when no

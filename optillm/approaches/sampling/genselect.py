@@ -4,9 +4,9 @@ Several replies are sampled, then shown to the model side by side, numbered; it 
 best one. More candidates than ``genselect_group_size`` are compared in rounds: groups of nearly equal size,
 the winner of each goes on, until one is left. With ``comparison_mode=tournament`` all groups are pairs.
 
-Source: Moshkov et al., AIMO-2 Winning Solution, arXiv:2504.16891, section 4 (generative solution
-selection). There summaries of up to 16 solutions are compared, several times in other orders, and the
-majority of the selections counts. Here:
+Source: Moshkov et al., AIMO-2 Winning Solution, arXiv:2504.16891 (generative solution selection). There
+summaries of up to 16 solutions are compared, several times in other orders, and the majority of the
+selections counts. Here:
 
 - A candidate is shown as it is; one longer than ``genselect_summarize_over`` characters is summarised
   first. If the summary cannot be had, its beginning and its end are shown.
