@@ -43,6 +43,8 @@ FORMS = {
     "cepo": "cepo(bestofn_n=2,planning_n=1,planning_m=2)",
     "debate": "debate(agents=2,rounds=1)",
     "mars": "mars(preset=lightweight)",
+    "coc": "coc(simulations=4)",
+    "majority_voting": "majority_voting(k=4)",
     "mixture": "mixture(proposers=3,layers=2)",
     "mcts": "mcts(simulations=3,actions=2)",
     "plansearch": "plansearch(observations=2,derived=1)",

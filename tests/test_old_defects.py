@@ -31,7 +31,8 @@ The numbers are those of the server's specification, section 9.
 18. Model list per call, 500 when the upstream is down: here, and ``clients/test_openai_sdk.py``.
 19. ``--ssl-verify`` inverted, bearer clients without TLS settings: here.
 20. Model-written code in the server's process: nothing of the package evaluates text but the program that
-    runs inside the sandbox: here. (``z3``: ``approaches/test_z3.py``, case 7; ``coc`` comes with its part.)
+    runs inside the sandbox: here. (``z3``: ``approaches/test_z3.py``, case 7; ``coc``:
+    ``approaches/test_coc.py``.)
 21. Start imports torch and the like: here.
 """
 

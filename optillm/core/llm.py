@@ -261,29 +261,25 @@ class LLM:
         temperature: float | None = None,
         max_tokens: int | None = None,
         fields: Mapping[str, Any] | None = None,
-        effort: str | None = None,
         model: str | None = None,
         offset: int = 0,
         tag: str | None = None,
+        defaults: Mapping[str, Any] = Frozen(),
     ) -> list[Reply]:
         """K independent samples of one prompt, in index order (1.3).
 
         They carry the client's options; ``temperature``, ``max_tokens`` and ``fields`` of the body,
-        where given, take their place. ``offset`` shifts the seeds of the fan-out. Samples that failed are
-        left out; so the list may be shorter than k, but it is never empty.
-
-        Args:
-            effort: the reasoning effort, for clients that give none; a model that refuses it gets none.
+        where given, take their place; ``defaults`` are fields for clients that do not give them.
+        ``offset`` shifts the seeds of the fan-out. Samples that failed are left out; so the list may be
+        shorter than k, but it is never empty.
 
         Raises:
             OptiError: no sample could be had.
         """
-        body = {**self._answer_body(temperature, override=True), **(fields or {})}
+        body = {**self._answer_body(temperature, override=True, defaults=defaults), **(fields or {})}
         if max_tokens is not None:
             limit = next((name for name in LIMIT_FIELDS if name in body), "max_tokens")
             body[limit] = max_tokens
-        if effort is not None:
-            body.setdefault("reasoning_effort", effort)
         route = self.run.resolve(model or self.run.model)
         replies = await self._samples(stage, messages, k, body, route, offset, tag, None)
         for reply in replies:
@@ -510,13 +506,20 @@ class LLM:
             body["temperature"] = temperature
         return body
 
-    def _answer_body(self, temperature: float | None, *, override: bool) -> dict[str, Any]:
-        fields = {k: v for k, v in self.options.fields.items() if k not in LIMIT_FIELDS}
+    def _answer_body(
+        self,
+        temperature: float | None,
+        *,
+        override: bool,
+        defaults: Mapping[str, Any] = Frozen(),
+    ) -> dict[str, Any]:
+        wanted = {**defaults, **self.options.fields}
+        fields = {k: v for k, v in wanted.items() if k not in LIMIT_FIELDS}
         name = self.options.limit_field
         if name:
             fields[name] = self.options.fields[name]
-        elif self.run.caps.default_max_tokens:
-            fields["max_tokens"] = self.run.caps.default_max_tokens
+        elif limit := defaults.get("max_tokens", self.run.caps.default_max_tokens):
+            fields["max_tokens"] = limit
         if temperature is not None and (override or self.options.temperature is None):
             fields["temperature"] = temperature
         if self._seed is not None:

@@ -125,7 +125,8 @@ async def count_votes(voters: Sequence[Reply], mode: VoteMode = "auto", threshol
 
     Args:
         voters: one or more.
-        mode: by answer, by similarity, or auto: by answer if at least half of them have one.
+        mode: by answer, and the first voter if none has one; by similarity; or auto: by answer if at least
+            half of them have one, else by similarity.
         threshold: word similarity that makes two texts one, 0 to 1.
     """
     answers = [final_answer(r.text) for r in voters]
@@ -133,6 +134,8 @@ async def count_votes(voters: Sequence[Reply], mode: VoteMode = "auto", threshol
         mode == "auto" and 2 * sum(a is not None for a in answers) >= len(answers)
     )
     groups = group_by_answer(answers) if by_answer else []
+    if not groups and mode == "answer":
+        groups = [[0]]
     if not groups:
         texts = [r.rendered for r in voters]
         # Comparing texts is quadratic in their length: not on the event loop.

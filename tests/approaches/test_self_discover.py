@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optillm.approaches.prompting.self_discover import EXAMPLE, MODULES, selection, self_discover, tidy
+from optillm.approaches.prompting.discovering import EXAMPLE, MODULES, json_object, selection
+from optillm.approaches.prompting.self_discover import self_discover
 from tests.approaches.common import calls_a_tool, images, pictured, streamed, tool, tool_call, worst
 from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen, refusal
 from tests.serving import serving
@@ -64,10 +65,12 @@ def test_any_selection_is_of_modules(text: str, most: int) -> None:
 
 
 def test_structures_are_read_where_they_can_be() -> None:
-    assert json.loads(tidy(f"Here it is:\n```json\n{PLAN}\n```")) == json.loads(PLAN)
-    assert json.loads(tidy(f"{PLAN}\nThat {{is}} it.")) == json.loads(PLAN)
+    for text in (f"Here it is:\n```json\n{PLAN}\n```", f"{PLAN}\nThat {{is}} it."):
+        found = json_object(text)
+        assert found is not None
+        assert json.loads(found) == json.loads(PLAN)
     for odd in ("", "no json", '{"a": ', "}{", '{"a":' * 5000 + "1" + "}" * 5000):
-        assert tidy(odd) == odd
+        assert json_object(odd) is None
 
 
 @pytest.mark.anyio

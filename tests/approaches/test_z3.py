@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import optillm
-from optillm.approaches.tools.z3 import applicable, problem, program_of, z3
+from optillm.approaches.tools.programs import program_of
+from optillm.approaches.tools.z3 import applicable, problem, z3
 from optillm.core.reply import Reply as CoreReply
 from optillm.core.tools import Outcome, Tools
 from optillm.protocol.errors import MissingExtra

@@ -16,7 +16,7 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VOLATILE = frozenset({"run_id", "seconds", "id", "created", "started", "ended", "at"})
 MARKER = re.compile(r"marker-(\d+)-")
-DRAWING = ("rsa", "tournament", "rstar", "mars")
+DRAWING = ("rsa", "tournament", "rstar", "mars", "genselect")
 """Techniques that decide by the run's random numbers what to ask."""
 NONCE = re.compile(r"(?<=-)[0-9a-f]{12}(?=>)|(?<=marks that end in )[0-9a-f]{12}")
 """The mark that a run draws to put around data in its prompts."""
@@ -132,12 +132,45 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
         {"optillm_approach": "bon&cot_reflection", "bon_judge_samples": rng.randint(1, 2)},
         *_helped(rng, budget),
         *_populations(rng, budget),
+        *_selected(rng, budget),
         *_searched(rng, budget),
         *_long(number, rng, budget),
         *_planned(rng),
         *_agents(rng),
     ]
     return options[number % len(options)]
+
+
+def _selected(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Techniques that choose by agreement or comparison, and one that runs programs with the model's help."""
+    return [
+        {"optillm_approach": "majority_voting", "k": rng.randint(1, 9), **budget},
+        {
+            "optillm_approach": "genselect",
+            "num_candidates": rng.randint(2, 6),
+            "comparison_mode": rng.choice(["batch", "tournament"]),
+            "genselect_group_size": rng.randint(2, 4),
+            "genselect_include_reasoning": rng.random() < 0.5,
+            # Comparisons run side by side: which of them gets the last call of a budget is chance.
+            "genselect_votes": rng.randint(1, 3),
+        },
+        {
+            "optillm_approach": "deepthink",
+            "deepthink_samples": rng.randint(1, 5),
+            "confidence_threshold": rng.choice([0.3, 0.6, 1.0]),
+            "enable_self_discover": rng.random() < 0.7,
+            "reasoning_modules_limit": rng.randint(3, 6),
+            **budget,
+        },
+        {
+            "optillm_approach": "coc",
+            "coc_fixes": rng.randint(0, 2),
+            "coc_simulations": rng.randint(1, 4),
+            "coc_mode": rng.choice(["interweave", "interweave", "python", "lm"]),
+            "coc_finalize": rng.random() < 0.5,
+            **budget,
+        },
+    ]
 
 
 def _helped(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, Any]]:
@@ -367,8 +400,15 @@ def echo_script(call: Seen) -> Said:
     if call.stage == "select":
         return f"Choice: {int(digest[:2], 16) % 4 + 1}"
     if "programs for solvers" in call.system or "into programs" in call.system:
-        failing = "\n1/0" if int(digest[0], 16) % 3 == 0 else ""
-        return f"<solver>yes</solver>\n```python\nprint('{digest[:12]}'){failing}\n```"
+        return f"<solver>yes</solver>\n```python\nprint('{digest[:12]}'){failing(digest)}\n```"
+    if "select the best of several" in call.system:
+        return f"said {digest[:12]}\nBEST CANDIDATE: {int(digest[:2], 16) % 4 + 1}"
+    if "single lines of Python" in call.system:
+        return json.dumps({"x": digest[:8], "value": digest[:6]})
+    if "repair Python programs" in call.system:
+        return f"```python\nanswer = '{digest[:12]}'{failing(digest)}\n```"
+    if "step-by-step structure" in call.system:
+        return f'{{"said {digest[:8]}": ""}}' if digest[0] < "c" else f"said {digest[:12]}"
     if call.stage != "sample":
         return f"said {digest[:12]}"
     # What is made of a reply alone, as a description of it, carries the marker too.
@@ -385,7 +425,15 @@ def echo_script(call: Seen) -> Said:
         return json.dumps([[f"{marker} {digest[:4]} {i}?", str(i)] for i in range(int(digest[0], 16) % 4)])
     if "\nRanking:\n" in call.last:
         return [f"{marker} {digest[:8]} {i}\nRanking:\n1. {digest[i]}\n2. 3" for i in range(call.n)]
+    if "Write one Python program" in call.last:
+        code = f"x = judge('{digest[:6]}')\nif tell(x): print(x)\nanswer = '{marker} ' + str(x)"
+        return f"```python\n{code}{failing(digest)}\n```"
     return [_sample(digest, i, marker) for i in range(call.n)]
+
+
+def failing(digest: str) -> str:
+    """The last line of a program that fails, for one in three."""
+    return "\n1/0" if int(digest[0], 16) % 3 == 0 else ""
 
 
 def _sample(digest: str, i: int, marker: str) -> Reply:

@@ -85,7 +85,7 @@ class Team:
                 1,
                 temperature=wanted,
                 max_tokens=limit,
-                effort=(effort or agent.effort) if reasons else None,
+                defaults={"reasoning_effort": effort or agent.effort} if reasons else {},
                 offset=offset,
                 tag=tag,
             )

@@ -30,7 +30,8 @@ import re
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from optillm.core.answers import fences, strip_think, tagged
+from optillm.approaches.tools.programs import program_of
+from optillm.core.answers import strip_think, tagged
 from optillm.core.llm import LLM, degradable
 from optillm.core.params import FullResponseParams, field
 from optillm.core.prompts import helper, quoted
@@ -54,7 +55,6 @@ SHOWN_ERROR = 2_000
 
 _LEGACY = re.compile(r"SOLVER_CAN_BE_APPLIED\W{0,12}(true|yes)\b", re.I)
 _YES = re.compile(r"\W{0,8}(yes|true)\b", re.I)
-_PYTHON = re.compile(r"\W{0,3}(python3?|py)\b", re.I)
 
 
 class Params(FullResponseParams):
@@ -199,14 +199,6 @@ def applicable(reply: Reply) -> bool:
     if verdict is not None and _YES.match(verdict):
         return True
     return verdict is None and _LEGACY.search(text) is not None
-
-
-def program_of(reply: Reply) -> str | None:
-    """The program in a reply: the longest Python block, else the longest without a language."""
-    blocks = [b for b in fences(strip_think(reply.text), reply.truncated) if b.code.strip()]
-    named = [b.code for b in blocks if _PYTHON.match(b.info)]
-    plain = [b.code for b in blocks if not b.info]
-    return max(named or plain, key=len, default=None)
 
 
 # -- the technique -------------------------------------------------------------------------------
