@@ -133,14 +133,13 @@ class NamespaceSandbox:
         job = frame({"memory_mb": memory_mb, "stdin": "", "session": True}, files)
 
         async def connect() -> Connection:
-            zygote = await self._ready()
-            try:
-                return await zygote.connect(job)
-            except OSError:
-                await zygote.close()
-                raise
+            return await (await self._ready()).connect(job)
 
-        session = Blocks(connect, self._slots, timeout=timeout, grace=self._grace)
+        async def lost() -> None:
+            if self._zygote is not None:
+                await self._zygote.close()
+
+        session = Blocks(connect, lost, self._slots, timeout=timeout, grace=self._grace)
         try:
             await session.open()
             yield session

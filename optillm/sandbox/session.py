@@ -20,6 +20,8 @@ MOST_REQUEST = 8 << 20
 """Bytes of what code may ask at once, as JSON."""
 _MOST_MESSAGE = 80 << 20
 """Bytes of a message from inside."""
+_MOST_START = 60.0
+"""Seconds that the process of a session may take to be there."""
 
 
 class Connection:
@@ -109,6 +111,7 @@ class Blocks:
 
     Args:
         connect: starts a process for the session.
+        lost: called when that has failed, before it is tried once more.
         slots: one is held while code runs.
         timeout: seconds that a block may run.
         grace: seconds more that the other side has to say so.
@@ -117,12 +120,14 @@ class Blocks:
     def __init__(
         self,
         connect: Callable[[], Awaitable[Connection]],
+        lost: Callable[[], Awaitable[None]],
         slots: asyncio.Semaphore,
         *,
         timeout: float,
         grace: float,
     ) -> None:
-        self._connect, self._slots, self._timeout, self._grace = connect, slots, timeout, grace
+        self._connect, self._lost, self._slots = connect, lost, slots
+        self._timeout, self._grace = timeout, grace
         self._connection: Connection | None = None
 
     async def open(self) -> Connection:
@@ -134,17 +139,29 @@ class Blocks:
         """
         if self._connection is None:
             try:
-                self._connection = await self._connect()
-                async with asyncio.timeout(self._timeout + self._grace):
-                    reply = await self._connection.receive()
+                return await self._begin()
             except (TimeoutError, OSError, EOFError):
-                await self.aclose()
+                await self._lost()
+            try:
+                return await self._begin()
+            except (TimeoutError, OSError, EOFError):
                 raise SandboxUnavailable("the sandbox was ended from outside") from None
+        return self._connection
+
+    async def _begin(self) -> Connection:
+        connection = await self._connect()
+        try:
+            async with asyncio.timeout(_MOST_START):
+                reply = await connection.receive()
             if "bad_files" in reply:
                 raise ValueError(f"files: {reply['bad_files']}")
             if "fault" in reply:
                 raise SandboxUnavailable(f"the sandbox could not start a session: {reply['fault']}")
-        return self._connection
+        except BaseException:
+            await connection.aclose()
+            raise
+        self._connection = connection
+        return connection
 
     async def run(self, code: str, *, calls: Calls | None = None) -> Outcome:
         """See :class:`optillm.core.tools.Session`."""

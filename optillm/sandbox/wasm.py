@@ -109,7 +109,10 @@ class WasmSandbox:
         async def connect() -> Connection:
             return (await self._take()).connect(job, memory_mb)
 
-        session = Blocks(connect, self._slots, timeout=timeout, grace=0.0)
+        async def lost() -> None:
+            """The next process is another one anyway."""
+
+        session = Blocks(connect, lost, self._slots, timeout=timeout, grace=0.0)
         try:
             await session.open()
             yield session
