@@ -23,6 +23,7 @@ import struct
 import threading
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from optillm.sandbox.linux import Kernel
@@ -37,7 +38,7 @@ _HEAD = struct.Struct("!cI")
 _RUN, _ANSWER, _REFUSAL = b"R", b"A", b"E"
 _REQUEST, _DONE = b"?", b"."
 _MESSAGES = (_REQUEST, _DONE)
-_STATUS = {b"o": "ok", b"e": "error", b"m": "memory"}
+_STATUS = MappingProxyType({b"o": "ok", b"e": "error", b"m": "memory"})
 _LAST_WORDS = 1.0
 """Seconds that a block gets to end itself after its time is up."""
 _LOOK = 0.25

@@ -18,7 +18,6 @@ from optillm.approaches.context.rlm_session import Round, clip_bytes, conversati
 from optillm.approaches.context.rlm_texts import divide, statement_of
 from optillm.core.reply import Reply as CoreReply
 from optillm.core.task import Task, system, user
-from optillm.protocol.errors import InvalidRequest
 from tests.approaches.common import images, pictured, streamed, worst
 from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen, refusal
 from tests.sandbox.processes import descendants, settled
@@ -243,7 +242,7 @@ HOSTILE = (
         ("say(b'?', json.dumps(['recurse', ['a']]).encode())\nprint(os.read(3, 99))", "nothing of that kind"),
         ("say(b'?', json.dumps(['final', 5]).encode())\nprint(os.read(3, 99))", "nothing of that kind"),
         (
-            "while True:\n    try: llm_query('x' * 10**6)\n    except RuntimeError: pass",
+            "while True:\n    try: llm_query('x' * 10**5)\n    except RuntimeError: pass",
             "The code was ended.",
         ),
     ],
@@ -257,7 +256,8 @@ async def test_hostile_blocks_cost_no_call(ask: Ask, code: str, told: str) -> No
 
 async def test_failed_queries_are_none_or_raise(ask: Ask) -> None:
     def sub(call: Seen) -> Said:
-        return {"a": Fault(status=500), "b": "B", "c": Reply("")}[call.last]
+        said: dict[str, Said] = {"a": Fault(status=500), "b": "B", "c": Reply("")}
+        return said[call.last]
 
     up = exploring(
         repl("print(llm_queries(['a', 'b', 'c']))"),
@@ -481,7 +481,7 @@ def test_input_and_question() -> None:
     assert question == "Why?"
     assert document == f"[user]\nHi\n\n[assistant]\nHello\n\n{long}"
     assert divided(said("Hi"), said("Hello", "assistant"), said("Why?"))[1].endswith("Hello")
-    assert divide(Task.of([said("Be nice.", "system"), said("Why?")]), "").system == "Be nice."
+    assert divide(Task.of([said("Be nice.", "system"), said("Why?")]), "").rules == ("Be nice.",)
     shown = divide(Task.of([said("START" + long + "END?")]), "<CONTEXT_END>").asked
     assert shown.startswith("START")
     assert shown.endswith("END?")
@@ -535,8 +535,3 @@ def test_clipping_by_bytes(text: str, most: int) -> None:
     clipped = clip_bytes(text, most)
     assert size(clipped) <= most
     assert clipped == text or size(text) > most
-
-
-def test_an_input_that_does_not_fit_the_session_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidRequest, match="nothing before"):
-        divide(Task.of([{"role": "user", "content": "<CONTEXT_END>x"}]), "<CONTEXT_END>")
