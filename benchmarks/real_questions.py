@@ -49,6 +49,7 @@ FORMS = {
     "mcts": "mcts(simulations=3,actions=2)",
     "plansearch": "plansearch(observations=2,derived=1)",
     "pvg": "pvg(rounds=2,solutions=2)",
+    "rlm": "rlm(rounds=3,calls=4)",
     "rsa": "rsa(population=4,subset=2,steps=2)",
     "rstar": "rstar(num_rollouts=3)",
     "self_refine": "self_refine(iterations=1)",

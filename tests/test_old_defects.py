@@ -68,6 +68,8 @@ PARAMS = [pytest.param(p, id=f"{p.slug}.{p.name}") for a in REGISTRY for p in a.
 def anything(call: Seen) -> Said:
     if call.stage in ("rate", "eval"):
         return "Score: 0.5"
+    if "explore a long text" in call.system:
+        return "```repl\nprint(1)\n```"
     return "more?" if call.stage == "user" else [f"text {i}" for i in range(call.n)]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -25,6 +26,7 @@ class Outcome:
         stderr: the end of it, without paths of this machine.
         seconds: wall time of the code.
         files: what it left in its scratch folder, by relative path, if asked for.
+        alive: of a block in a session: whether the next block finds what this one has defined.
     """
 
     status: Status
@@ -33,11 +35,42 @@ class Outcome:
     stderr: str
     seconds: float
     files: Mapping[str, bytes]
+    alive: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether it ended by itself with exit status 0."""
         return self.status == "ok"
+
+
+Calls = Callable[[str, Any], Awaitable[Any]]
+"""Answers what code in a session asks: a name and JSON arguments, as hostile code may have chosen them; a
+JSON value, or :class:`CallRefused`."""
+
+
+class CallRefused(Exception):
+    """What code in a session asked for it cannot have; it sees a RuntimeError with this message."""
+
+
+class Session(Protocol):
+    """Blocks of code, one after the other, in one namespace."""
+
+    async def run(self, code: str, *, calls: Calls | None = None) -> Outcome:
+        """Run a block, and answer what it asks while it runs.
+
+        The block asks by ``ask(name, arguments)``, a function in its namespace. It stands still while it is
+        answered, and between blocks; only its own time counts. When that is up, it is interrupted by
+        KeyboardInterrupt, and ended if it does not stop then. ``status`` says how the block ended: what
+        it says of itself may be a lie of hostile code. More output than the cap is left out, and the
+        status is ``output``. When the process has ended (``alive`` is false), the next block begins in a
+        fresh one.
+
+        Args:
+            code: Python text; the value of an expression at its end is printed.
+            calls: who answers; without it everything is refused. What it raises beside CallRefused ends
+                the block, and is raised here.
+        """
+        ...
 
 
 class Sandbox(Protocol):
@@ -70,6 +103,26 @@ class Sandbox(Protocol):
             files: put into the scratch folder, its working directory, by relative path.
             stdin: what it may read.
             keep_files: hand back what it leaves in the scratch folder.
+
+        Raises:
+            ValueError: an argument is out of range.
+            SandboxUnavailable: there is no sandbox on this machine.
+        """
+        ...
+
+    def session(
+        self,
+        *,
+        timeout: float = 30.0,
+        memory_mb: int = 1024,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> AbstractAsyncContextManager[Session]:
+        """A process that runs blocks of code until the context ends; it can reach nothing but its server.
+
+        Args:
+            timeout: seconds that a block may run, as for :meth:`run`.
+            memory_mb: as for :meth:`run`.
+            files: put into the scratch folder, of every process that the session needs.
 
         Raises:
             ValueError: an argument is out of range.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from optillm.core.tools import Outcome, Sandbox
+from optillm.core.tools import Outcome, Sandbox, Session
 from optillm.protocol.errors import SandboxUnavailable
 from optillm.sandbox.namespaces import NamespaceSandbox
 from optillm.sandbox.wasm import WasmSandbox
@@ -96,6 +97,19 @@ class FirstAvailable:
         return await wall.run(
             code, timeout=timeout, memory_mb=memory_mb, files=files, stdin=stdin, keep_files=keep_files
         )
+
+    @asynccontextmanager
+    async def session(
+        self,
+        *,
+        timeout: float = 30.0,
+        memory_mb: int = 1024,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> AsyncIterator[Session]:
+        """See :class:`optillm.core.tools.Sandbox`."""
+        wall = await self._choose()
+        async with wall.session(timeout=timeout, memory_mb=memory_mb, files=files) as session:
+            yield session
 
     async def aclose(self) -> None:
         """Close all of them."""

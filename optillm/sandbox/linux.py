@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 
 from optillm.sandbox.seccomp import Machine, machine, program
 
@@ -107,6 +108,14 @@ class Kernel:
         code = program(self._machine)
         given = _Filter(len(code) // 8, code)
         self._prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(given))
+
+    def cpu_seconds(self, process: int) -> float:
+        """CPU time that all threads of a process have used: clock_getcpuclockid(3)."""
+        clock = ctypes.c_int()
+        code = self._libc.clock_getcpuclockid(ctypes.c_int(process), ctypes.byref(clock))
+        if code:
+            raise OSError(code, f"clock_getcpuclockid: {os.strerror(code)}")
+        return time.clock_gettime(clock.value)
 
     def _prctl(self, option: int, *arguments: object) -> None:
         padded = [a if not isinstance(a, int) else ctypes.c_ulong(a) for a in arguments]

@@ -6,18 +6,21 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from optillm.core.frozen import empty
-from optillm.core.tools import Outcome
+from optillm.core.tools import Outcome, Session
 from optillm.protocol.errors import SandboxUnavailable
 from optillm.sandbox.checks import check_run
 from optillm.sandbox.runtime import PRELOADED, Runtime, find_runtime
+from optillm.sandbox.session import MOST_REQUEST, Blocks, Connection
 from optillm.sandbox.wire import HEADER, frame, message_of
 
+_ROOT = Path(__file__).parents[2]
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from optillm.sandbox.zygote import main; del sys.path[0]; main()"
@@ -102,6 +105,7 @@ class NamespaceSandbox:
             "memory_mb": memory_mb,
             "stdin": stdin,
             "keep_files": keep_files,
+            "session": False,
         }
         async with self._slots:
             zygote = await self._ready()
@@ -116,6 +120,32 @@ class NamespaceSandbox:
         reply["files"] = MappingProxyType(reply["files"])
         return Outcome(**reply)
 
+    @asynccontextmanager
+    async def session(
+        self,
+        *,
+        timeout: float = 30.0,
+        memory_mb: int = 1024,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> AsyncIterator[Session]:
+        """See :class:`optillm.core.tools.Sandbox`. It takes one of the slots only while its code runs."""
+        check_run(timeout, memory_mb, files, self._scratch_mb)
+        job = frame({"memory_mb": memory_mb, "stdin": "", "session": True}, files)
+
+        async def connect() -> Connection:
+            return await (await self._ready()).connect(job)
+
+        async def lost() -> None:
+            if self._zygote is not None:
+                await self._zygote.close()
+
+        session = Blocks(connect, lost, self._slots, timeout=timeout, grace=self._grace)
+        try:
+            await session.open()
+            yield session
+        finally:
+            await session.aclose()
+
     async def aclose(self) -> None:
         """End all runs and the warm process."""
         self._closed = True
@@ -128,7 +158,10 @@ class NamespaceSandbox:
         async with self._starting:
             if self._closed:
                 raise SandboxUnavailable("the sandbox is closed")
-            if self._zygote is None or not self._zygote.alive:
+            if self._zygote is not None and not self._zygote.alive:
+                await self._zygote.close()
+                self._zygote = None
+            if self._zygote is None:
                 self._zygote = await self._start()
             return self._zygote
 
@@ -141,11 +174,12 @@ class NamespaceSandbox:
             "hidden": runtime.hidden,
             "shown": runtime.shown,
             "sys_path": runtime.sys_path,
-            "renamed": runtime.renamed,
+            "renamed": sorted([*runtime.renamed, (str(_ROOT), "<optillm>")], key=lambda item: -len(item[0])),
             "preload": self._preload,
             "scratch_mb": self._scratch_mb,
             "output_bytes": self._output_bytes,
             "stderr_tail": self._stderr_tail,
+            "request_bytes": MOST_REQUEST,
         }
         return await _Zygote.start(config, self._start_timeout)
 
@@ -168,7 +202,7 @@ class _Zygote:
             ours.setblocking(False)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _START),
-                str(Path(__file__).parents[2]),
+                str(_ROOT),
                 stdin=theirs.fileno(),
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
@@ -216,34 +250,35 @@ class _Zygote:
 
     async def exchange(self, job: bytes, timeout: float) -> dict[str, Any] | None:
         """Have a job done; None if the sandbox did not answer in time, or ended."""
+        try:
+            connection = await self.connect(job)
+        except OSError:
+            return None
+        try:
+            async with asyncio.timeout(timeout):
+                return await connection.receive()
+        except (TimeoutError, OSError, EOFError):
+            return None
+        finally:
+            await connection.aclose()
+
+    async def connect(self, job: bytes) -> Connection:
+        """Hand a job to a supervisor of its own.
+
+        Raises:
+            OSError: the warm process has ended.
+        """
         ours, theirs = socket.socketpair()
         try:
             ours.setblocking(False)
             with theirs:
                 socket.send_fds(self._control, [b"+"], [theirs.fileno()])
             reader, writer = await asyncio.open_connection(sock=ours)
-        except OSError:
+        except BaseException:
             ours.close()
-            return None
-        try:
-            async with asyncio.timeout(timeout):
-                writer.write(job)
-                sizes = HEADER.unpack(await reader.readexactly(HEADER.size))
-                return message_of(*[await reader.readexactly(size) for size in sizes])
-        except (TimeoutError, OSError, asyncio.IncompleteReadError):
-            return None
-        finally:
-            # On cancellation: the supervisor sees the end of the connection, and the connection ends
-            # when it has ended everything of the run.
-            with contextlib.suppress(OSError):
-                writer.write_eof()
-            try:
-                async with asyncio.timeout(5):
-                    while await reader.read(1 << 16):
-                        pass
-            except (TimeoutError, OSError):
-                self.kill()
-            writer.close()
+            raise
+        writer.write(job)
+        return Connection(reader, writer, self.kill)
 
     def kill(self) -> None:
         """End the warm process and all runs at once."""

@@ -1,7 +1,8 @@
-"""Runs a piece of code as ``__main__``, in the process made for it."""
+"""Runs a piece of code as ``__main__``, in the process made for it; or many pieces, one after the other."""
 
 from __future__ import annotations
 
+import ast
 import atexit
 import builtins
 import linecache
@@ -11,6 +12,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
+from typing import Any, Literal
 
 FILENAME = "main.py"
 OUTPUT_LOST = 120
@@ -24,14 +26,8 @@ def execute(code: str, out_of_memory: Callable[[], None]) -> int:
         code: Python text.
         out_of_memory: called when a MemoryError ended it.
     """
-    _standard_streams()
-    _fresh_random_numbers()
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__builtins__=builtins, __file__=FILENAME)
-    sys.modules["__main__"] = main
-    sys.argv = [FILENAME]
-    sys.path.insert(0, os.getcwd())
-    linecache.cache[FILENAME] = (len(code), None, code.splitlines(keepends=True), FILENAME)
+    main = _main_module()
+    _remember(code, FILENAME)
     status = 0
     try:
         # One namespace for globals and locals, so that functions and comprehensions see top-level names.
@@ -43,6 +39,54 @@ def execute(code: str, out_of_memory: Callable[[], None]) -> int:
     except BaseException as error:
         status = status or _status_of(error, out_of_memory)
     return status if _flushed() else status or OUTPUT_LOST
+
+
+class Console:
+    """Runs blocks of code in one namespace, as an interpreter's prompt does.
+
+    Args:
+        ask: what the code finds under the name ``ask``: a name and JSON arguments to the server, its JSON
+            answer back.
+    """
+
+    def __init__(self, ask: Callable[[str, Any], Any]) -> None:
+        self._main = _main_module()
+        self._main.__dict__["ask"] = ask
+        self._number = 0
+
+    def run(self, code: str) -> Literal["ok", "error", "memory"]:
+        """Run one block; the value of an expression at its end is printed, if it is not None."""
+        self._number += 1
+        name = f"block-{self._number}.py"
+        _remember(code, name)
+        out_of_memory: list[bool] = []
+        status = 0
+        try:
+            tree: Any = compile(code, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+            last = [tree.body.pop()] if tree.body and isinstance(tree.body[-1], ast.Expr) else []
+            exec(compile(tree, name, "exec", dont_inherit=True), self._main.__dict__)
+            exec(compile(ast.Interactive(last), name, "single", dont_inherit=True), self._main.__dict__)
+        except BaseException as error:
+            status = _status_of(error, lambda: out_of_memory.append(True))
+        status = status if _flushed() else status or OUTPUT_LOST
+        return "memory" if out_of_memory else "error" if status else "ok"
+
+
+def _main_module() -> types.ModuleType:
+    """A fresh ``__main__``, its surroundings made ready."""
+    _standard_streams()
+    _fresh_random_numbers()
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__builtins__=builtins, __file__=FILENAME)
+    sys.modules["__main__"] = main
+    sys.argv = [FILENAME]
+    sys.path.insert(0, os.getcwd())
+    return main
+
+
+def _remember(code: str, name: str) -> None:
+    """Let error messages show the lines of a file that is not there."""
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
 
 
 def _status_of(error: BaseException, out_of_memory: Callable[[], None]) -> int:

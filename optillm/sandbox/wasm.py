@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import importlib
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from optillm.core.tools import Outcome
+from optillm.core.frozen import empty
+from optillm.core.tools import Outcome, Session
 from optillm.protocol.errors import SandboxUnavailable
 from optillm.sandbox.checks import check_run
 from optillm.sandbox.fetch import complete, default_folder, find_deno
-from optillm.sandbox.wire import HEADER, frame, message_of
+from optillm.sandbox.session import Blocks, Connection, Said
+from optillm.sandbox.wire import frame
 
 _HERE = Path(__file__).parent
 _ENVIRONMENT = MappingProxyType({"NO_COLOR": "1", "DENO_NO_UPDATE_CHECK": "1"})
@@ -77,22 +80,44 @@ class WasmSandbox:
     ) -> Outcome:
         """See :class:`optillm.core.tools.Sandbox`."""
         check_run(timeout, memory_mb, files, self._scratch_mb)
-        job = frame({"code": code, "stdin": stdin, "keep_files": keep_files}, files)
+        job = frame({"code": code, "stdin": stdin, "keep_files": keep_files, "session": False}, files)
         async with self._slots:
-            if self._closed:
-                raise SandboxUnavailable("the sandbox is closed")
-            mine, self._next = self._next or self._launch(), None
-            host = await mine
-            if not self._closed:
-                self._next = self._next or self._launch()
+            host = await self._take()
             try:
                 reply = await host.exchange(job, timeout, self._grace, memory_mb)
             finally:
                 await host.close()
         if "bad_files" in reply:
             raise ValueError(f"files: {reply['bad_files']}")
-        reply["files"] = MappingProxyType(reply["files"])
-        return Outcome(**reply)
+        try:
+            return Said.of(reply).outcome
+        except EOFError:
+            return Outcome("killed", None, "", "", 0.0, empty())
+
+    @asynccontextmanager
+    async def session(
+        self,
+        *,
+        timeout: float = 30.0,
+        memory_mb: int = 1024,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> AsyncIterator[Session]:
+        """See :class:`optillm.core.tools.Sandbox`. A block that does not end in time ends the process."""
+        check_run(timeout, memory_mb, files, self._scratch_mb)
+        job = frame({"session": True, "stdin": "", "keep_files": False}, files)
+
+        async def connect() -> Connection:
+            return (await self._take()).connect(job, memory_mb)
+
+        async def lost() -> None:
+            """The next process is another one anyway."""
+
+        session = Blocks(connect, lost, self._slots, timeout=timeout, grace=0.0)
+        try:
+            await session.open()
+            yield session
+        finally:
+            await session.aclose()
 
     async def aclose(self) -> None:
         """End the process that waits; runs end with those who wait for them."""
@@ -102,6 +127,16 @@ class WasmSandbox:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, SandboxUnavailable):
                 await (await task).close()
+
+    async def _take(self) -> _Host:
+        """A process that is ready; the next one is being made ready."""
+        if self._closed:
+            raise SandboxUnavailable("the sandbox is closed")
+        mine, self._next = self._next or self._launch(), None
+        host = await mine
+        if not self._closed:
+            self._next = self._next or self._launch()
+        return host
 
     def _launch(self) -> asyncio.Task[_Host]:
         deno = find_deno()
@@ -141,8 +176,11 @@ class _Host:
         self = cls(process)
         try:
             async with asyncio.timeout(timeout):
-                self.modules = tuple((await self._receive())["ready"])
-        except (TimeoutError, asyncio.IncompleteReadError):
+                assert process.stdin is not None
+                assert process.stdout is not None
+                hello = await Connection(process.stdout, process.stdin, process.kill).receive()
+                self.modules = tuple(hello["ready"])
+        except (TimeoutError, EOFError):
             await self.close()
             raise SandboxUnavailable("the WebAssembly sandbox did not start") from None
         except BaseException:
@@ -155,33 +193,38 @@ class _Host:
         loop = asyncio.get_running_loop()
         started = loop.time()
         ended: dict[str, Any] = {"exit_code": None, "stdout": "", "stderr": "", "files": {}}
-        self._limit(timeout, memory_mb)
-        assert self._process.stdin is not None
+        connection = self.connect(job, memory_mb, timeout)
         try:
             async with asyncio.timeout(timeout):
-                self._process.stdin.write(job)
-                return await self._receive()
+                return await connection.receive()
         except TimeoutError:
             return {**ended, "status": "timeout", "seconds": loop.time() - started}
-        except (OSError, asyncio.IncompleteReadError):
-            code = await self._process.wait()
+        except (OSError, EOFError):
+            await self.close()
+            code = self._process.returncode
             by_cpu = code == -signal.SIGXCPU
             status = "timeout" if by_cpu else "killed"
             seconds = loop.time() - started
             return {**ended, "status": status, "exit_code": None if by_cpu else code, "seconds": seconds}
 
+    def connect(self, job: bytes, memory_mb: int, timeout: float = 3600) -> _HostConnection:
+        """Hand over a job; all that it does may take that much CPU time."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._limit(timeout, memory_mb)
+        self._process.stdin.write(job)
+        return _HostConnection(self._process.stdout, self._process.stdin, self)
+
     async def close(self) -> None:
         """End the process, and wait until it has ended."""
+        self.kill()
+        await self._process.wait()
+
+    def kill(self) -> None:
+        """End the process."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-        await self._process.wait()
-
-    async def _receive(self) -> dict[str, Any]:
-        out = self._process.stdout
-        assert out is not None
-        sizes = HEADER.unpack(await out.readexactly(HEADER.size))
-        return message_of(*[await out.readexactly(size) for size in sizes])
 
     def _limit(self, timeout: float, memory_mb: int) -> None:
         """The kernel's limits, where it has them for other processes: Linux."""
@@ -197,3 +240,15 @@ class _Host:
         except (ImportError, AttributeError, FileNotFoundError):
             # The clock, V8's own limit and the 4 GiB of WebAssembly remain.
             return
+
+
+class _HostConnection(Connection):
+    """The way to a process that ends with it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: _Host) -> None:
+        super().__init__(reader, writer, host.kill)
+        self._host = host
+
+    async def aclose(self) -> None:
+        """End the process: it may be in a loop that never looks."""
+        await self._host.close()

@@ -1,6 +1,6 @@
 // One run of untrusted Python, in WebAssembly (Pyodide) inside Deno, whose permissions allow reading the
 // folder of the runtime and nothing else. Speaks the frames of wire.py: says that it is ready, takes one
-// job, answers, ends. Arguments: folder of the runtime, program.py, cap of output, tail of errors, MiB.
+// job, answers, ends; or, if the job is a session, takes block after block until the input ends. Arguments: folder of the runtime, program.py, cap of output, tail of errors, MiB.
 const [runtime, programFile, cap, tail, scratchMb, ...preload] = Deno.args;
 const { loadPyodide } = await import(`file://${runtime}/pyodide/pyodide.mjs`);
 
@@ -55,8 +55,9 @@ class Collector {
   }
   write(bytes) {
     this.size += bytes.length;
-    if (this.size > Number(cap)) finish("output", null);
-    this.parts.push(bytes.slice());
+    if (this.size > Number(cap) && !job.session) finish("output", null);
+    const room = Math.max(0, Number(cap) - this.size + bytes.length);
+    this.parts.push(bytes.slice(0, room));
     return bytes.length;
   }
   text() {
@@ -105,8 +106,8 @@ const execute = python.runPython("import program, os\nos.chdir('/scratch')\nprog
 send({ ready: modules });
 
 const job = receive();
-const out = new Collector(Number(cap));
-const err = new Collector(Number(tail));
+let out = new Collector(Number(cap));
+let err = new Collector(Number(tail));
 let started = performance.now();
 let outOfMemory = false;
 
@@ -134,6 +135,45 @@ function takeFiles(folder, depth, [taken, left]) {
   return [taken, true];
 }
 
+/** Blocks in one namespace; a request of theirs goes to the server, and they stand still meanwhile. */
+function session() {
+  const ask = (body) => {
+    send({ request: true }, [["body", encoder.encode(body)]]);
+    const answer = receive();
+    return (answer.refused ? "E" : "A") + new TextDecoder().decode(answer.files[0][1]);
+  };
+  const run = python.runPython(`
+import json
+def _session(passed_on):
+    def ask(name, arguments):
+        said = passed_on(json.dumps([name, arguments]))
+        if said[0] == "E":
+            raise RuntimeError(said[1:])
+        return json.loads(said[1:])
+    return program.Console(ask).run
+_session
+`)(ask);
+  send({ ready: true });
+  for (;;) {
+    const code = new TextDecoder().decode(receive().files[0][1]);
+    out = new Collector(Number(cap));
+    err = new Collector(Number(tail));
+    started = performance.now();
+    let status = "killed";
+    let exitCode = null;
+    try {
+      status = run(code);
+    } catch (error) {
+      if (typeof error?.status === "number") [status, exitCode] = ["error", error.status];
+    }
+    const alive = exitCode === null && status !== "killed";
+    if (alive && Math.max(out.size, err.size) > Number(cap)) status = "output";
+    const seconds = (performance.now() - started) / 1000;
+    send({ status, exit_code: exitCode, stdout: out.text(), stderr: err.text(), seconds, alive });
+    if (!alive) Deno.exit(0);
+  }
+}
+
 for (const [name, data] of job.files) {
   const parts = name.split("/").filter((part) => part && part !== ".");
   for (let i = 1; i < parts.length; i++) FS.mkdirTree("/scratch/" + parts.slice(0, i).join("/"));
@@ -156,6 +196,7 @@ python.setStdin({
 });
 python.setStdout({ write: (bytes) => out.write(bytes) });
 python.setStderr({ write: (bytes) => err.write(bytes) });
+if (job.session) session();
 started = performance.now();
 let status = null;
 try {

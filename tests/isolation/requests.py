@@ -126,6 +126,14 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
             # Which of several rollouts gets the last call of a budget is a matter of time.
             **({"rstar_parallel": 1, **budget} if budget else {}),
         },
+        {
+            "optillm_approach": "rlm",
+            "rlm_rounds": rng.randint(1, 4),
+            "rlm_calls": rng.randint(0, 4),
+            "rlm_depth": rng.randint(1, 2),
+            # Of two queries at once, which gets the last call of a budget is a matter of time.
+            **({"rlm_calls": 1, **budget} if budget else {}),
+        },
         {"optillm_approach": f"re2&bon(best_of_n={rng.randint(2, 3)})"},
         {"optillm_approach": f"self_consistency(samples={rng.randint(2, 4)})|moa"},
         {"optillm_approach": f"(re2|self_consistency(samples={rng.randint(2, 3)})|moa)>bon&cot_reflection"},
@@ -399,6 +407,8 @@ def echo_script(call: Seen) -> Said:
         return f"Better Response: [[{int(digest[0] < '8')}]]"
     if call.stage == "select":
         return f"Choice: {int(digest[:2], 16) % 4 + 1}"
+    if "explore a long text" in call.system:
+        return _exploring(digest)
     if "programs for solvers" in call.system or "into programs" in call.system:
         return f"<solver>yes</solver>\n```python\nprint('{digest[:12]}'){failing(digest)}\n```"
     if "select the best of several" in call.system:
@@ -434,6 +444,19 @@ def echo_script(call: Seen) -> Said:
 def failing(digest: str) -> str:
     """The last line of a program that fails, for one in three."""
     return "\n1/0" if int(digest[0], 16) % 3 == 0 else ""
+
+
+def _exploring(digest: str) -> str:
+    """Code that looks, asks, fails or answers."""
+    code = (
+        "print(context)",
+        "print(llm_queries([context, context + '?']))",
+        "print(rlm_query('Which? ' + context, context))",
+        "seen = globals().get('seen', '') + context\nprint(seen)",
+        "1 / 0",
+        "FINAL('said ' + context)",
+    )[int(digest[:4], 16) % 6]
+    return f"{digest[:6]}\n```repl\n{code}\n```"
 
 
 def _sample(digest: str, i: int, marker: str) -> Reply:

@@ -6,11 +6,11 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
-from optillm.core.tools import Outcome
+from optillm.core.tools import CallRefused, Outcome
 from optillm.protocol.errors import SandboxUnavailable
 from optillm.sandbox.wasm import WasmSandbox
 from tests.sandbox.processes import descendants, settled
@@ -131,3 +131,54 @@ def test_where_it_is_not_installed_it_says_how(tmp_path: Path) -> None:
     with pytest.raises(SandboxUnavailable, match=r"optillm\[wasm\].*optillm\.sandbox\.fetch") as refused:
         asyncio.run(WasmSandbox(folder=tmp_path).run("print(1)"))
     assert refused.value.status == 501
+
+
+def test_a_session() -> None:
+    """Names stay, requests are answered, and what is forged or does not end takes only its process along."""
+    asked: list[tuple[str, Any]] = []
+
+    async def calls(name: str, arguments: Any) -> Any:
+        asked.append((name, arguments))
+        if name == "no":
+            raise CallRefused("not that")
+        return {"got": arguments}
+
+    async def work(sandbox: WasmSandbox) -> list[Outcome]:
+        codes = (
+            "x = open('f').read()\nprint(x)",
+            "ask('echo', [x, 1])['got']",
+            "ask('no', None)",
+            "1 / 0",
+            "print('y' * (3 << 20))",
+            "x",
+            f"{reach}('Deno.stdout.writeSync(new Uint8Array([0,0,0,3,0,0,0,0,65,65,65]))')()",
+            "'x' in globals()",
+            "while True: pass",
+            "1 + 1",
+        )
+        async with sandbox.session(files={"f": "é".encode()}, timeout=5) as session:
+            return [await session.run(code, calls=calls) for code in codes]
+
+    reach = "import pyodide_js\npyodide_js.constructor.constructor"
+    out = using(work)
+    assert [o.status for o in out] == [
+        *("ok", "ok", "error", "error", "output", "ok", "killed", "ok", "timeout", "ok"),
+    ]
+    assert [o.stdout for o in out[:4]] == ["é\n", "['é', 1]\n", "", ""]
+    assert "RuntimeError: not that" in out[2].stderr
+    assert "ZeroDivisionError" in out[3].stderr
+    assert len(out[4].stdout) == 1 << 20
+    assert [o.stdout for o in out[5:]] == ["'é'\n", "", "False\n", "", "2\n"]
+    assert [o.alive for o in out] == [True] * 6 + [False, True, False, True]
+    assert asked == [("echo", ["é", 1]), ("no", None)]
+
+
+def test_a_forged_outcome_does_no_harm() -> None:
+    reach = "import pyodide_js\npyodide_js.constructor.constructor"
+
+    async def work(sandbox: WasmSandbox) -> list[str]:
+        garbage = f"{reach}('Deno.stdout.writeSync(new Uint8Array([0,0,0,3,0,0,0,0,65,65,65]))')()"
+        huge = f"{reach}('Deno.stdout.writeSync(new Uint8Array(99).fill(255))')()"
+        return [(await sandbox.run(code)).status for code in (garbage, huge, "print(1)")]
+
+    assert using(work) == ["killed", "killed", "ok"]
