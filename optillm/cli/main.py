@@ -27,11 +27,11 @@ from optillm.settings import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: ``serve`` (also without a word), ``ask`` or ``approaches``."""
+    """Run the command: ``serve`` (also without a word), ``ask``, ``approaches`` or ``train-router``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "serve"
     rest = arguments[1:] if arguments[:1] == [command] else arguments
-    commands = {"serve": _serve, "ask": _ask, "approaches": _approaches}
+    commands = {"serve": _serve, "ask": _ask, "approaches": _approaches, "train-router": _train_router}
     if command not in commands:
         print(f"optillm: unknown command '{command}'; one of {', '.join(commands)}", file=sys.stderr)
         return 2
@@ -70,6 +70,12 @@ def _approaches(argv: Sequence[str]) -> int:
     for item in registry:
         print(f"{item.slug:18} {item.title}  [{item.calls}; depth {item.depth}]")
     return 0
+
+
+def _train_router(argv: Sequence[str]) -> int:
+    from optillm.cli.train_router import train_router
+
+    return train_router(argv)
 
 
 def _ask(argv: Sequence[str]) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
+from optillm.approaches.routing.router import named
 from optillm.core.registry import Registry
+from optillm.core.routing.model import ModelFile, ModelFileError
 from optillm.core.run import Caps
 from optillm.core.tools import Tools
 from optillm.core.upstream import Upstream
@@ -21,6 +24,8 @@ from optillm.upstreams.llamacpp import embedded
 from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream, make_session
 from optillm.upstreams.reward import HTTPRewardModel
 from optillm.upstreams.router import Named, Router, tls_context
+
+log = logging.getLogger("optillm")
 
 
 @asynccontextmanager
@@ -67,8 +72,22 @@ async def assembled(s: Settings, registry: Registry) -> AsyncIterator[tuple[Serv
             params=s.params,
             progress=s.stream_progress,
             tools=Tools(sandbox, reward),
+            routing=_routing(s),
         )
         yield service, router
+
+
+def _routing(s: Settings) -> ModelFile:
+    """The router's model. One that cannot be used does not stop the server, but is an error in its log."""
+    file = ModelFile(s.router_model)
+    model = file.loaded
+    if isinstance(model, ModelFileError):
+        log.error("%s; the router's requests get the default approach", model)
+        return file
+    for name in s.params.get("router", {}).get("approaches", ()):
+        if not any(named(name, approach) for approach in model.approaches):
+            log.error("router_approaches: the model knows nothing of '%s'", name)
+    return file
 
 
 def upstream_of(u: UpstreamSettings, session: aiohttp.ClientSession, options: HTTPOptions) -> Upstream:

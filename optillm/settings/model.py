@@ -90,6 +90,7 @@ class Settings:
     reward_url: str = ""
     reward_key: str = field(default="", repr=False)
     reward_model: str = ""
+    router_model: str = ""
     stream_progress: str = "reasoning"
     forward_bearer: bool | None = None
     n_mode: str = "auto"

@@ -176,6 +176,7 @@ OPTIONS = (
     ),
     Option("reward_key", "key of the reward model", secret=True),
     Option("reward_model", "name that is sent to the reward model"),
+    Option("router_model", "file by which router chooses; empty for the one that comes with the package"),
     Option(
         "store",
         "where run traces are kept: empty for memory, or sqlite:///PATH",
@@ -218,7 +219,7 @@ def parser(registry: Registry, prog: str = "optillm serve") -> CommandLine:
     out = CommandLine(
         prog=prog,
         description="OpenAI-compatible optimizing inference proxy.",
-        epilog="Other commands: optillm ask QUESTION; optillm approaches.",
+        epilog="Other commands: optillm ask QUESTION; optillm approaches; optillm train-router RESULTS.",
         allow_abbrev=False,
     )
     out.add_argument("--version", action="version", version=__version__)
