@@ -353,7 +353,7 @@ async def test_in_a_composition(tmp_path: Path) -> None:
         assert [c["optillm"]["approach"] for c in beside.json["choices"]] == ["bon", "re2"]
         # Of two routers each has its own parameters.
         two = await proxy.ask("(router(effort=0)|router)>bon-m", CODE)
-        assert two.info["routed_to"] == "self_consistency|bon>bon"
+        assert two.info["routed_to"] == "(self_consistency|bon)>bon"
         assert two.info["params"]["router(effort=0.0)"]["effort"] == 0
         assert two.info["params"]["router"]["effort"] == 0.7
 
