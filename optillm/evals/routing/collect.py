@@ -40,6 +40,7 @@ class Source:
         tools: what techniques may use.
         runs: how often each technique is asked each question.
         fields: of every request.
+        instruction: a system message of every question; empty for none.
         at_once: questions under way at the same time.
     """
 
@@ -48,7 +49,15 @@ class Source:
     tools: Tools
     runs: int = 1
     fields: tuple[tuple[str, Any], ...] = ()
+    instruction: str = ""
     at_once: int = _AT_ONCE
+
+    def prompt(self, problem: Problem) -> str | tuple[dict[str, Any], ...]:
+        """What is asked."""
+        if not self.instruction:
+            return problem.text
+        told = {"role": "system", "content": self.instruction}
+        return (told, {"role": "user", "content": problem.text})
 
 
 def simulated(problems: Sequence[Problem], *, seed: int, runs: int) -> Source:
@@ -70,7 +79,7 @@ async def collect(
         calls: list[Any] = []
         try:
             solution = await solve(
-                problem.text,
+                source.prompt(problem),
                 approach=approach,
                 model=source.model,
                 upstream=source.upstream,
@@ -100,7 +109,7 @@ async def collect(
             mine = outcomes[i * source.runs : (i + 1) * source.runs]
             right, calls, tokens = (sum(column) / source.runs for column in zip(*mine, strict=True))
             yield Result(
-                prompt=problem.text,
+                prompt=source.prompt(problem),
                 approach=approach,
                 score=right,
                 calls=calls,
