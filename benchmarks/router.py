@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from optillm.core.routing.model import SHIPPED, render
 from optillm.core.tools import Tools
 from optillm.evals.routing.collect import APPROACHES, Source, collect, simulated
 from optillm.evals.routing.problems import Problem, problems
 from optillm.evals.routing.results import Result, read, write
-from optillm.evals.routing.train import rendered, train
+from optillm.evals.routing.train import NEAR, Report, listed, rendered, train
 
 EDITION = "2026-11-25"
 """The date that the model tells; to be changed with what makes it."""
@@ -27,7 +28,9 @@ EMBEDDED = Path(__file__).parent / "router_embedded.jsonl"
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 ASKED = ("none", "self_consistency")
 INSTRUCTION = "Answer in one short sentence. End with: The answer is"
-REPORT = Path(__file__).parent.parent / "docs" / "router.json"
+PAGE = Path(__file__).parent.parent / "docs" / "router.md"
+PICTURE = PAGE.parent / "figures" / "router.png"
+BEGIN, END = "<!-- made by make router -->", "<!-- end -->"
 
 
 def embedded_problems() -> list[Problem]:
@@ -63,6 +66,53 @@ async def simulate() -> list[Result]:
     return [result async for result in collect(source, some, APPROACHES)]
 
 
+def page(report: Report) -> None:
+    """The table of docs/router.md, between its marks."""
+    rows = [*report.lines, *report.efforts.values(), *([report.unseen] if report.unseen else [])]
+    lines = ["| | score | cost | worth | chosen |", "|---|---|---|---|---|"]
+    for r in rows:
+        chosen = listed(r.chosen) if len(r.chosen) > 1 else ""
+        lines.append(f"| {r.name} | {r.score:.3f} | {r.cost:.2f} | {r.worth:.3f} | {chosen} |")
+    lines += [
+        "",
+        f"`worth` is score − λ · cost, with λ of effort {report.effort:g} in the lines without one. The router "
+        f"reaches {report.of_oracle:.1%} of the oracle's score; its choice is worth as much as the best one "
+        f"(within {NEAR}) on {report.accuracy:.1%} of the questions; it saves {report.saved:.1%} of the cost of "
+        "the best single technique. By expected difficulty it chooses:",
+        "",
+        "| | questions | one reply is right | chosen |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {band['questions']} | {band['plain']:.0%} | {listed(band['chosen'])} |"
+        for name, band in report.bands.items()
+    ]
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}")
+
+
+def picture(report: Report) -> None:
+    """Score against cost: each technique always, the router and the oracle by effort."""
+    figure = Figure(figsize=(8.2, 4.2), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for line in report.lines[:-2]:
+        axes.plot(line.cost, line.score, "o", color="#8c959f")
+        axes.annotate(
+            line.name, (line.cost, line.score), xytext=(5, -10), textcoords="offset points", fontsize=8
+        )
+    for lines, label, color in (
+        (report.efforts, "router, by effort", "#1f6feb"), (report.oracles, "oracle, by effort", "#1a7f37"),
+    ):  # fmt: skip
+        points = [(r.cost, r.score) for r in lines.values()]
+        axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=4, label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel("cost per question, in plain replies")
+    axes.set_ylabel("mean score on held-out questions")
+    axes.grid(color="#eaeef2")
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(PICTURE, dpi=130, metadata={"Software": None})
+
+
 def main() -> None:
     """Make the file and the report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,9 +124,12 @@ def main() -> None:
     results = asyncio.run(simulate())
     if options.results:
         write(options.results, results)
-    trained = train([*results, *read([EMBEDDED])], when=EDITION, seed=SEED)
+    if EMBEDDED.exists():
+        results += read([EMBEDDED])
+    trained = train(results, when=EDITION, seed=SEED)
     SHIPPED.write_bytes(render(trained.model))
-    REPORT.write_text(json.dumps(trained.report.to_dict(), indent=1) + "\n")
+    page(trained.report)
+    picture(trained.report)
     print(rendered(trained.report))
 
 

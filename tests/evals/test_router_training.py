@@ -18,7 +18,7 @@ from optillm.core.routing.features import features
 from optillm.core.routing.model import load
 from optillm.core.task import Task
 from optillm.evals.routing.collect import collect, simulated
-from optillm.evals.routing.problems import KINDS, Problem, problems
+from optillm.evals.routing.problems import Problem, kinds, problems
 from optillm.evals.routing.results import Result, ResultsError, read, write
 from optillm.evals.routing.table import table
 from optillm.evals.routing.train import rendered, train
@@ -237,7 +237,7 @@ def test_problems_are_the_same_for_the_same_seed() -> None:
     assert some == problems(120, 1)
     assert some != problems(120, 2)
     assert len({p.text for p in some}) == 120
-    assert {p.kind for p in some} == set(KINDS)
+    assert {p.kind for p in some} == set(kinds())
     for p in some:
         assert p.open or p.is_right(f"Hm.\nThe answer is {p.answer}"), p
         assert not any(p.is_right(f"Hm.\nThe answer is {w}") for w in p.wrong), p

@@ -3,17 +3,16 @@
 They stand for what people ask, and come from no data set. Each has a known answer, wrong ones, and
 assumptions about a model: how likely one reply is right, how well the model judges replies, and whether it
 can put the problem into a program. That a longer problem is a harder one is built in; so is noise that the
-prompt does not show. The numbers of :data:`KINDS` are assumptions about a model of middle size, made up and
+prompt does not show. The numbers of :func:`kinds` are assumptions about a model of middle size, made up and
 not measured; docs/router.md shows them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from types import MappingProxyType
 
 from optillm.core.routing.model import logistic
 from optillm.evals.routing import texts
@@ -26,7 +25,7 @@ class Problem(Question):
     """A question with what a model makes of it.
 
     Args:
-        kind: of :data:`KINDS`.
+        kind: of :func:`kinds`.
         judge: how well the model judges replies to it.
         solver: the chance that the model writes a program that settles it.
         open: whether its replies are texts that cannot be compared, such as code or a poem.
@@ -90,8 +89,9 @@ class Kind:
         )
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
+def kinds() -> dict[str, Kind]:
+    """The kinds, with what is assumed about a model, by name."""
+    return {
         "arithmetic": Kind(texts.arithmetic, 4.0, 0.24, (0.6, 0.5), solver=0.95),
         "word_problem": Kind(texts.word_problem, 3.0, 0.7, (0.7, 0.45), solver=0.6),
         "equation": Kind(texts.equation, 2.0, 0.6, (0.8, 0.3), solver=0.95),
@@ -105,18 +105,18 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "language": Kind(texts.language, 2.8, 0.0, (0.55, 0.5), open=True),
         "talk": Kind(texts.talk, 3.2, 0.0, (0.55, 0.5), open=True),
     }
-)
 
 
 def problems(count: int, seed: int) -> tuple[Problem, ...]:
     """Different problems, the kinds in turn; the same seed makes the same ones."""
     out: dict[str, Problem] = {}
-    names = list(KINDS)
+    known = kinds()
+    names = list(known)
     rng = Random(f"problems/{seed}")
     tries = 0
     while len(out) < count:
         name = names[len(out) % len(names)]
-        problem = KINDS[name].problem(name, rng)
+        problem = known[name].problem(name, rng)
         out.setdefault(problem.text, problem)
         tries += 1
         if tries > 100 * count:

@@ -231,7 +231,7 @@ def rendered(report: Report) -> str:
         out += ["", _row(report.unseen, width)]
     out += ["", "by difficulty:"]
     out += [
-        f"  {name}: {band['questions']} questions, one reply {band['plain']:.0%}; {_listed(band['chosen'])}"
+        f"  {name}: {band['questions']} questions, one reply {band['plain']:.0%}; {listed(band['chosen'])}"
         for name, band in report.bands.items()
     ]
     out += [
@@ -243,10 +243,11 @@ def rendered(report: Report) -> str:
 
 
 def _row(line: Line, width: int) -> str:
-    chosen = _listed(line.chosen) if len(line.chosen) > 1 else ""
+    chosen = listed(line.chosen) if len(line.chosen) > 1 else ""
     return f"{line.name:{width}}  {line.score:.3f} {line.cost:6.2f}  {line.worth:.3f}  {chosen}".rstrip()
 
 
-def _listed(shares: Mapping[str, float]) -> str:
+def listed(shares: Mapping[str, float]) -> str:
+    """Shares as one line, the largest first."""
     ranked = sorted(shares.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {share:.0%}" for name, share in ranked if share >= 0.005)
