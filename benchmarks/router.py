@@ -1,8 +1,8 @@
 """The router's model that comes with the package, and the figures of docs/router.md: ``make router``.
 
 Problems are made by a generator, techniques run on a simulated model of them, and the results train the
-model, together with those of the embedded model in ``router_embedded.jsonl``. Seeds are fixed: the same
-code makes the same file. ``--embedded`` asks the embedded model again, which takes a while.
+model, together with those of the embedded model in ``router_embedded.jsonl``, if there are any. Seeds are
+fixed: the same code makes the same file. ``--embedded`` asks the embedded model, which takes a while.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def page(report: Report) -> None:
         lines.append(f"| {r.name} | {r.score:.3f} | {r.cost:.2f} | {r.worth:.3f} | {chosen} |")
     lines += [
         "",
-        f"`worth` is score − λ · cost, with λ of effort {report.effort:g} in the lines without one. The router "
-        f"reaches {report.of_oracle:.1%} of the oracle's score; its choice is worth as much as the best one "
-        f"(within {NEAR}) on {report.accuracy:.1%} of the questions; it saves {report.saved:.1%} of the cost of "
-        "the best single technique. By expected difficulty it chooses:",
+        f"`worth` is score − λ · cost, with λ of effort {report.effort:g} in lines without one. The "
+        f"router reaches {report.of_oracle:.1%} of the oracle's score; its choice is worth as much as the best "
+        f"one (within {NEAR}) on {report.accuracy:.1%} of the questions; it saves {report.saved:.1%} of the "
+        "cost of the best single technique. By expected difficulty it chooses:",
         "",
         "| | questions | one reply is right | chosen |",
         "|---|---|---|---|",

@@ -91,7 +91,6 @@ NAMES: list[tuple[str, tuple[str, ...], Any]] = [
     ("none&re2-x", (), "cannot be part"),
     ("auto", (), ("none", "auto")),
     ("auto-x", ("auto-x",), ("none", "auto-x")),
-    ("auto-x", (), ("router", "x")),
     ("moa-meta-llama/Llama-3", (), ("moa", "meta-llama/Llama-3")),
 ]
 
