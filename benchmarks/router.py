@@ -76,9 +76,9 @@ def page(report: Report) -> None:
     lines += [
         "",
         f"`worth` is score − λ · cost, with λ of effort {report.effort:g} in lines without one. The "
-        f"router reaches {report.of_oracle:.1%} of the oracle's score; its choice is worth as much as the best "
-        f"one (within {NEAR}) on {report.accuracy:.1%} of the questions; it saves {report.saved:.1%} of the "
-        "cost of the best single technique. By expected difficulty it chooses:",
+        f"router reaches {report.of_oracle:.1%} of the oracle's score; its choice is worth as much as the "
+        f"best one (within {NEAR}) on {report.accuracy:.1%} of the questions; it saves {report.saved:.1%} "
+        "of the cost of the best single technique. By expected difficulty it chooses:",
         "",
         "| | questions | one reply is right | chosen |",
         "|---|---|---|---|",
