@@ -5,7 +5,7 @@ BIN := .venv/bin
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=.venv
 LOCK := $(UV) pip compile pyproject.toml -q --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: demo test compare lint format bench figures docs wheel lock techniques clean
+.PHONY: demo test compare lint format bench figures router docs wheel lock techniques clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.demo
@@ -34,6 +34,9 @@ bench: .venv/.dev
 figures: .venv/.dev
 	$(BIN)/python -m benchmarks.figures
 
+router: .venv/.dev
+	$(BIN)/python -m benchmarks.router
+
 docs: .venv/.dev
 	$(BIN)/mkdocs build --strict -q
 
@@ -45,7 +48,7 @@ wheel: .venv/.dev
 	$(BIN)/hatchling build -t wheel
 
 lock: $(UV)
-	$(LOCK) --group dev --extra embedded --extra azure --extra wsgi --extra sandbox --extra wasm --extra postgres -o requirements/dev.txt
+	$(LOCK) --group dev --extra embedded --extra azure --extra wsgi --extra sandbox --extra wasm --extra postgres --extra train -o requirements/dev.txt
 	$(LOCK) --group demo -c requirements/dev.txt -o requirements/demo.txt
 	$(LOCK) --group compare -c requirements/dev.txt -o requirements/compare.txt
 

@@ -28,11 +28,17 @@ from optillm.settings import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: ``serve`` (also without a word), ``ask``, ``approaches`` or ``strategies``."""
+    """Run one of the commands below; ``serve`` also without a word."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "serve"
     rest = arguments[1:] if arguments[:1] == [command] else arguments
-    commands = {"serve": _serve, "ask": _ask, "approaches": _approaches, "strategies": _strategies}
+    commands = {
+        "serve": _serve,
+        "ask": _ask,
+        "approaches": _approaches,
+        "strategies": _strategies,
+        "train-router": _train_router,
+    }
     if command not in commands:
         print(f"optillm: unknown command '{command}'; one of {', '.join(commands)}", file=sys.stderr)
         return 2
@@ -77,6 +83,12 @@ def _strategies(argv: Sequence[str]) -> int:
     from optillm.cli.strategies import strategies
 
     return strategies(argv)
+
+
+def _train_router(argv: Sequence[str]) -> int:
+    from optillm.cli.train_router import train_router
+
+    return train_router(argv)
 
 
 def _ask(argv: Sequence[str]) -> int:

@@ -91,7 +91,8 @@ class Job:
         An approach that stands in the plan again with other parameters is called as it is written.
         """
         out: dict[str, Any] = {}
-        for unit in units(self.plan):
+        # One that is written without arguments has the plain name, wherever it stands.
+        for unit in sorted(units(self.plan), key=lambda unit: bool(unit.args)):
             params = self.params_of(unit)
             shown = {p.name: getattr(params, p.name) for p in self.registry[unit.slug].params}
             if out.setdefault(unit.slug, shown) != shown:

@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,9 @@ class Chain:
 
 Plan = Unit | Par | Reduce | Chain
 NONE = Unit("none")
+ROUTER = Unit("router")
+AUTO = "auto"
+"""Another name of the router."""
 
 
 def parts(plan: Plan) -> tuple[Plan, ...]:
@@ -102,6 +105,16 @@ def units(plan: Plan) -> Iterator[Unit]:
         yield plan
     for part in parts(plan):
         yield from units(part)
+
+
+def replacing(plan: Plan, change: Callable[[Unit], Plan]) -> Plan:
+    """The plan with each unit, but for reducers, replaced by what a function gives for it."""
+    if isinstance(plan, Unit):
+        return change(plan)
+    if isinstance(plan, Reduce):
+        return Reduce(replacing(plan.par, change), plan.reducer)
+    inner = tuple(replacing(p, change) for p in parts(plan))
+    return Par(inner) if isinstance(plan, Par) else Chain(inner)
 
 
 def width(plan: Plan) -> int:
@@ -140,7 +153,7 @@ def split_model(name: str, registry: Registry) -> tuple[Plan | None, str]:
     slug = _SLUG.match(name)
     if slug is None and not name.startswith("("):
         return None, name
-    if slug is not None and slug.group() not in registry and not _composed(name, slug.end()):
+    if slug is not None and _known(slug.group(), registry) is None and not _composed(name, slug.end()):
         return None, name
     parser = _Parser(name, registry, "model")
     plan = parser.whole()
@@ -165,6 +178,12 @@ def check_unambiguous(plan: Plan, model: str, registry: Registry) -> None:
             param="model",
             code="ambiguous_approach",
         )
+
+
+def _known(name: str, registry: Registry) -> str | None:
+    """The slug of a name, or None if there is no such approach."""
+    slug = ROUTER.slug if name == AUTO else name
+    return slug if slug in registry else None
 
 
 def _composed(name: str, end: int) -> bool:
@@ -249,10 +268,10 @@ class _Parser:
         match = _SLUG.match(self.text, start)
         if match is None:
             raise self.error("expected the name of an approach")
-        slug = match.group()
-        if slug not in self.registry:
-            near = near_names(slug, (a.slug for a in self.registry))
-            raise self.error(f"unknown approach '{slug[:60]}'.{near}", code="unknown_approach")
+        slug = _known(match.group(), self.registry)
+        if slug is None:
+            near = near_names(match.group(), (a.slug for a in self.registry))
+            raise self.error(f"unknown approach '{match.group()[:60]}'.{near}", code="unknown_approach")
         self.units += 1
         if self.units > MAX_UNITS:
             raise self.error(f"more than {MAX_UNITS} approaches")

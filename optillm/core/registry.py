@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, Param, params_of
 from optillm.core.reply import Answer, Reply
+from optillm.core.routing.scene import Decision, Scene
 from optillm.core.task import Task
 from optillm.protocol.errors import InvalidRequest, near_names
 
@@ -45,6 +46,7 @@ class Approach:
             sampling, as ``async (task, llm, params, candidates) -> Answer``.
         worst_reduce: the most calls of ``reduce`` on so many candidates, two or more; None when it
             cannot be told.
+        route: for approaches that choose another one: the decision, made before anything runs.
         about: what it does, in some paragraphs: its module's docstring.
     """
 
@@ -63,6 +65,7 @@ class Approach:
     worst_enrich: Callable[[Any], int] | None = None
     reduce: Callable[[Task, LLM, Any, Sequence[Reply]], Awaitable[Answer]] | None = None
     worst_reduce: Callable[[Any, int], int] | None = None
+    route: Callable[[Task, Any, Scene], Decision] | None = None
     about: str = ""
 
     @cached_property
@@ -135,6 +138,34 @@ def approach(
             worst_enrich=worst_enrich,
             reduce=reduce,
             worst_reduce=worst_reduce,
+            about=inspect.cleandoc(function.__globals__.get("__doc__") or ""),
+        )
+
+    return wrap
+
+
+def routing(
+    slug: str, *, family: str, title: str, paper: str = "", calls: str, depth: str
+) -> Callable[[Callable[[Task, P, Scene], Decision]], Approach]:
+    """Make an approach of ``def name(task, p: Params, scene) -> Decision`` that chooses another one."""
+
+    async def run(task: Task, llm: LLM, p: Any) -> Answer:
+        raise RuntimeError(f"'{slug}' is replaced by what it chooses before a run begins")
+
+    def wrap(function: Callable[[Task, P, Scene], Decision]) -> Approach:
+        hints = get_type_hints(function)
+        return Approach(
+            slug=slug,
+            family=family,
+            title=title,
+            paper=paper,
+            calls=calls,
+            depth=depth,
+            run=run,
+            params_class=next(
+                h for h in hints.values() if isinstance(h, type) and issubclass(h, ApproachParams)
+            ),
+            route=function,
             about=inspect.cleandoc(function.__globals__.get("__doc__") or ""),
         )
 

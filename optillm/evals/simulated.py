@@ -267,7 +267,15 @@ class SimulatedModel:
         else:
             right = rng.random() < question.accuracy
             answer = question.answer if right else rng.choice(question.wrong)
+        return self.write(question, answer, rng)
+
+    def write(self, question: Question, answer: str, rng: Random) -> str:
+        """A reply that ends in an answer."""
         return f"Attempt {rng.getrandbits(48):012x}.\nThe answer is {answer}"
+
+    def judge_of(self, question: Question) -> Judge:
+        """How replies to a question are judged."""
+        return self.judge
 
     def _judgement(
         self,
@@ -277,18 +285,19 @@ class SimulatedModel:
         shown: Mapping[str, str],
         rng: Random,
     ) -> str:
+        judge = self.judge_of(question)
         if role == "compare":
             first, second = (question.is_right(shown.get(name, "")) for name in ("first", "second"))
-            winner = "first" if self.judge.prefers_first(first, second, rng) else "second"
+            winner = "first" if judge.prefers_first(first, second, rng) else "second"
             return f"Verdict: {winner}"
         if role == "value":
             right = question.is_right(next((t for who, t in reversed(turns) if who == "assistant"), ""))
-            return f"Score: {self.judge.grade(right, rng):g}"
+            return f"Score: {judge.grade(right, rng):g}"
         right = question.is_right(shown.get("candidate") or shown.get("solution", ""))
         if role == "rate":
-            return f"Score: {10 * self.judge.grade(right, rng):g}"
+            return f"Score: {10 * judge.grade(right, rng):g}"
         items = len(_ITEM.findall(shown.get("checklist", ""))) if role == "mark" else 1
-        verdicts = ["yes" if self.judge.grade(right, rng) >= 0.5 else "no" for _ in range(items)]
+        verdicts = ["yes" if judge.grade(right, rng) >= 0.5 else "no" for _ in range(items)]
         if role == "mark":
             return "\n".join(f"{i}: {v}" for i, v in enumerate(verdicts, 1))
         return f"Verdict: {verdicts[0]}"

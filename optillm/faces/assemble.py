@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from wreq import Client
 
+from optillm.approaches.routing.router import named
 from optillm.core.registry import Registry
+from optillm.core.routing.model import ModelFile, ModelFileError
 from optillm.core.run import Caps
 from optillm.core.state import States
 from optillm.core.tools import Tools
@@ -26,6 +29,8 @@ from optillm.upstreams.llamacpp import embedded
 from optillm.upstreams.openai_http import HTTPOptions, OpenAIUpstream
 from optillm.upstreams.reward import HTTPRewardModel
 from optillm.upstreams.router import Named, Router
+
+log = logging.getLogger("optillm")
 
 
 @asynccontextmanager
@@ -89,8 +94,22 @@ async def assembled(
             progress=s.stream_progress,
             tools=Tools(sandbox, reward, embedder, states),
             afterwards=afterwards,
+            routing=_routing(s),
         )
         yield service, router
+
+
+def _routing(s: Settings) -> ModelFile:
+    """The router's model. One that cannot be used does not stop the server, but is an error in its log."""
+    file = ModelFile(s.router_model)
+    model = file.loaded
+    if isinstance(model, ModelFileError):
+        log.error("%s; the router's requests get the default approach", model)
+        return file
+    for name in s.params.get("router", {}).get("approaches", ()):
+        if not any(named(name, approach) for approach in model.approaches):
+            log.error("router_approaches: the model knows nothing of '%s'", name)
+    return file
 
 
 def upstream_of(u: UpstreamSettings, client: Client, options: HTTPOptions) -> Upstream:

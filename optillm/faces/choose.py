@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optillm.core.params import spread
-from optillm.core.plan import NONE, Plan, check_unambiguous, parse_spec, split_model, units
+from optillm.core.plan import AUTO, NONE, ROUTER, Plan, check_unambiguous, parse_spec, split_model
 from optillm.core.registry import Registry
 from optillm.protocol.errors import InvalidRequest, near_names
 
@@ -74,6 +74,9 @@ async def choose(
 ) -> Choice:
     """Apply the precedence: tag, body, server, model-name prefix, none.
 
+    A request that says ``auto`` leaves the choice to the server and the model's name; if they make none,
+    the router does.
+
     Raises:
         InvalidRequest: an unknown approach, a bad composition or an ambiguous model name.
     """
@@ -83,11 +86,16 @@ async def choose(
         ("server", server, "--approach"),
     )
     for source, spec, where in named:
-        if spec is not None and spec.strip() and spec.strip() != "auto":
+        if spec is not None and spec.strip() and spec.strip() != AUTO:
             plan = parse_spec(spec, registry, where)
             return Choice(plan, await _stripped(model, registry, lists), source)
     prefix, rest = await _split(model, registry, lists)
-    return Choice(NONE, model, "default") if prefix is None else Choice(prefix, rest, "prefix")
+    if prefix is not None:
+        return Choice(prefix, rest, "prefix")
+    for source, spec, _ in named[:2]:
+        if spec is not None and spec.strip() == AUTO and ROUTER.slug in registry:
+            return Choice(ROUTER, model, source)
+    return Choice(NONE, model, "default")
 
 
 async def _stripped(model: str, registry: Registry, lists: Lists) -> str:
@@ -116,13 +124,14 @@ async def _split(model: str, registry: Registry, lists: Lists) -> tuple[Plan | N
 
 
 def take_params(
-    fields: dict[str, Any], nested: Mapping[str, Any], plan: Plan, registry: Registry
+    fields: dict[str, Any], nested: Mapping[str, Any], running: frozenset[str], registry: Registry
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Take all parameters out of a body's fields.
 
     Args:
         fields: the body's other fields; parameters are removed from it.
         nested: ``optillm.params``: by request name, by short name, or by approach.
+        running: the slugs whose parameters have an effect.
 
     Returns:
         Parameters by slug and short name, checked; and warnings about ignored ones.
@@ -130,7 +139,6 @@ def take_params(
     Raises:
         InvalidRequest: wrong type or range; an unknown name in ``nested``.
     """
-    running = {unit.slug for unit in units(plan)}
     taken: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
     known = registry.request_names

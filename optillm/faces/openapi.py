@@ -49,6 +49,7 @@ class About(Struct):
     calls: int
     depth: int
     seconds: float
+    routed_to: str | None = None
     cost: float | None = None
     cut_short: str | None = None
     failed: dict[str, str] | None = None

@@ -18,7 +18,8 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
     out: dict[str, Any] = {
         "run_id": run.id,
         "approach": prepared.approach,
-        "params": prepared.job.described(),
+        **({"routed_to": prepared.routed_to} if prepared.routed else {}),
+        "params": prepared.params,
         "model": prepared.model,
         **run.spent(),
     }
@@ -35,6 +36,8 @@ def about(prepared: Prepared, run: Run, outcome: Outcome | None = None) -> dict[
 def headers(prepared: Prepared, run: Run) -> dict[str, str]:
     """Response headers that tell what ran; calls and depth are known only at the end."""
     out = {"X-Optillm-Approach": _header_value(prepared.approach), "X-Optillm-Run": run.id}
+    if prepared.routed_to is not None:
+        out["X-Optillm-Routed-To"] = _header_value(prepared.routed_to)
     if prepared.warnings:
         out["X-Optillm-Warning"] = _header_value("; ".join(prepared.warnings))
     return out

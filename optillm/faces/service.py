@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 from optillm.core.budget import Limits
 from optillm.core.execute import Job, Outcome, check_tools, check_worst, execute
 from optillm.core.frozen import Frozen, empty, freeze
-from optillm.core.plan import NONE, units
-from optillm.core.registry import Registry
+from optillm.core.plan import AUTO, NONE, ROUTER, Plan, parse_spec, units
+from optillm.core.registry import Registry, Sigma
+from optillm.core.routing.model import ModelFile, ModelFileError
 from optillm.core.run import Caps, Learned, Route, Run, Sink
 from optillm.core.task import Options, Task
 from optillm.core.tools import Tools
 from optillm.faces.afterwards import Afterwards
 from optillm.faces.choose import choose, take_params, take_tags
-from optillm.protocol.chat import ChatRequest, Nested
+from optillm.faces.route import Routed, Situation, candidates, route, routes
+from optillm.protocol.chat import Budget, ChatRequest, Nested
 from optillm.protocol.errors import InvalidRequest
 
 # Body fields that are for the proxy, or that a run sets itself.
@@ -63,6 +65,7 @@ class Prepared:
         limits: the budget.
         stream, include_usage, progress: how the client wants its answer.
         warnings: what was ignored.
+        routed: what routers chose, if there are any; then the job is what they chose.
     """
 
     job: Job
@@ -74,11 +77,23 @@ class Prepared:
     include_usage: bool
     progress: str
     warnings: tuple[str, ...]
+    routed: Routed | None = None
 
     @cached_property
     def approach(self) -> str:
-        """The plan, as it is written in requests."""
-        return str(self.job.plan)
+        """The plan, as it is written in requests; if it routes, before anything was chosen."""
+        return str(self.routed.written if self.routed else self.job.plan)
+
+    @property
+    def routed_to(self) -> str | None:
+        """The plan that runs, if a router chose it."""
+        return str(self.job.plan) if self.routed else None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Every parameter in force, by approach, for the response."""
+        described = self.job.described()
+        return {**described, **self.routed.params} if self.routed else described
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,7 @@ class Service:
         tools: services that techniques may use besides the model.
         afterwards: does what runs leave until their answer has been delivered.
         now: what time it is, in seconds since 1970, UTC.
+        routing: the model that routers decide with.
     """
 
     registry: Registry
@@ -112,6 +128,7 @@ class Service:
     tools: Tools = field(default_factory=Tools)
     afterwards: Afterwards = field(default_factory=Afterwards)
     now: Callable[[], float] = time.time
+    routing: ModelFile = field(default_factory=ModelFile)
 
     async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
         """Understand a request; makes no upstream call but the list of models, if it must.
@@ -131,33 +148,26 @@ class Service:
             lists=self.models.lists,
         )
         fields = {k: v for k, v in raw.items() if k not in _OURS}
-        if choice.plan != NONE:
+        routing = routes(choice.plan, self.registry)
+        running = self._may_run(choice.plan) if routing else frozenset(u.slug for u in units(choice.plan))
+        taken, warnings = take_params(fields, nested.params or {}, running, self.registry)
+        params = {slug: Frozen({**self.params.get(slug, {}), **taken.get(slug, {})}) for slug in running}
+        n = request.n if request.n is not None else self.n
+        job = Job(choice.plan, self.registry, Frozen(params))
+        await self.models.learn(choice.model)
+        limits = self._limits(request.optillm_budget or nested.budget)
+        routed = None
+        if routing:
+            task = Task.of(messages, Options(freeze(fields)))
+            routed, problem = self._route(job, task, taken, self._situation(choice.model, n, limits))
+            warnings += _unused(taken, routed) + problem
+            job = replace(job, plan=routed.plan)
+        if job.plan != NONE:
             fields.pop("stream_options", None)
             if fields.get("max_completion_tokens") is not None:
                 fields.pop("max_tokens", None)
-        taken, warnings = take_params(fields, nested.params or {}, choice.plan, self.registry)
-        params = {
-            unit.slug: Frozen({**self.params.get(unit.slug, {}), **taken.get(unit.slug, {})})
-            for unit in units(choice.plan)
-        }
-        streams = bool(request.stream)
-        n = request.n if request.n is not None else self.n
-        options = Options(freeze(fields), n, request.n is not None)
-        job = Job(choice.plan, self.registry, Frozen(params))
-        await self.models.learn(choice.model)
-        if choice.plan != NONE:
-            sigma = _sigma(self.learned.n_mode(self.models.resolve(choice.model)))
             check_tools(job, self.tools)
-            check_worst(job, n, sigma, self.max_calls)
-        budget = request.optillm_budget or nested.budget
-        limits = Limits(
-            max_calls=min(budget.max_calls or self.max_calls, self.max_calls) if budget else self.max_calls,
-            max_tokens=budget.max_tokens if budget else None,
-            max_seconds=budget.max_seconds if budget else None,
-            max_cost=budget.max_cost if budget else None,
-            deadline=self.deadline,
-            server_calls=self.max_calls,
-        )
+            check_worst(job, n, self._sigma(choice.model), self.max_calls)
         if limits.max_cost is not None and self.models.resolve(choice.model).price is None:
             raise InvalidRequest(
                 f"max_cost needs the price of '{choice.model}', and none is configured ([prices])",
@@ -165,15 +175,59 @@ class Service:
             )
         return Prepared(
             job,
-            Task.of(messages, options),
+            Task.of(messages, Options(freeze(fields), n, request.n is not None)),
             asked_model,
             choice.model,
             limits,
-            streams,
+            bool(request.stream),
             bool(request.stream_options and request.stream_options.include_usage),
             request.optillm_progress or self.progress,
             tuple(warnings),
+            routed,
         )
+
+    def _limits(self, budget: Budget | None) -> Limits:
+        return Limits(
+            max_calls=min(budget.max_calls or self.max_calls, self.max_calls) if budget else self.max_calls,
+            max_tokens=budget.max_tokens if budget else None,
+            max_seconds=budget.max_seconds if budget else None,
+            max_cost=budget.max_cost if budget else None,
+            deadline=self.deadline,
+            server_calls=self.max_calls,
+        )
+
+    def _sigma(self, model: str) -> Sigma:
+        native = self.learned.n_mode(self.models.resolve(model)) == "native"
+        return (lambda k: 1) if native else (lambda k: k)
+
+    def _situation(self, model: str, n: int, limits: Limits) -> Situation:
+        budget = limits.max_calls or self.max_calls
+        return Situation(self.tools, n, self._sigma(model), self.max_calls, budget)
+
+    def _may_run(self, plan: Plan) -> frozenset[str]:
+        """The slugs that a plan with routers may come to."""
+        model = self.routing.loaded
+        plans = [plan, self._default]
+        if not isinstance(model, ModelFileError):
+            plans += [p for p in candidates(model, self.registry).values() if not isinstance(p, str)]
+        return frozenset(unit.slug for p in plans for unit in units(p))
+
+    @cached_property
+    def _default(self) -> Plan:
+        """What runs in the place of routers that cannot decide: the server's approach, or none."""
+        plan = NONE if self.approach.strip() == AUTO else parse_spec(self.approach, self.registry)
+        return NONE if routes(plan, self.registry) else plan
+
+    def _route(
+        self, job: Job, task: Task, given: Mapping[str, Any], situation: Situation
+    ) -> tuple[Routed, list[str]]:
+        """What the routers of a plan choose, and a warning if they cannot."""
+        model = self.routing.loaded
+        if isinstance(model, ModelFileError):
+            plan = self._default
+            why = {"choice": str(plan), "reason": str(model)}
+            return Routed(job.plan, plan, (why,), {}), [f"not routed, '{plan}' instead: {model}"]
+        return route(job.plan, task, model, job, given, situation), []
 
     def start(
         self,
@@ -207,6 +261,10 @@ class Service:
         Raises:
             OptiError: there is no answer.
         """
+        for decision in prepared.routed.decisions if prepared.routed else ():
+            note = run.trace.note("router.choice", ROUTER.slug, decision)
+            for observer in run.observers:
+                observer(note)
         return await execute(prepared.job, prepared.task, run)
 
     def delivered(self, run: Run, outcome: Outcome) -> None:
@@ -220,5 +278,11 @@ def new_run_id() -> str:
     return f"chatcmpl-{os.urandom(16).hex()}"
 
 
-def _sigma(n_mode: str) -> Callable[[int], int]:
-    return (lambda k: 1) if n_mode == "native" else (lambda k: k)
+def _unused(taken: Mapping[str, Mapping[str, Any]], routed: Routed) -> list[str]:
+    """Warnings about parameters of what was not chosen."""
+    runs = {unit.slug for plan in (routed.written, routed.plan) for unit in units(plan)}
+    return [
+        f"parameters of {slug} ignored ({', '.join(values)}): routed to {routed.plan}"
+        for slug, values in taken.items()
+        if slug not in runs
+    ]

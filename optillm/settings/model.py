@@ -95,6 +95,7 @@ class Settings:
     embedding_url: str = ""
     embedding_key: str = field(default="", repr=False)
     embedding_model: str = ""
+    router_model: str = ""
     stream_progress: str = "reasoning"
     forward_bearer: bool | None = None
     n_mode: str = "auto"

@@ -173,6 +173,7 @@ OPTIONS = (
     ),
     Option("reward_key", "key of the reward model", secret=True),
     Option("reward_model", "name that is sent to the reward model"),
+    Option("router_model", "file by which router chooses; empty for the one that comes with the package"),
     Option(
         "embedding_url",
         "embedding model for retrieval: where texts are posted; without one, words are compared",
@@ -226,7 +227,8 @@ def parser(registry: Registry, prog: str = "optillm serve") -> CommandLine:
     out = CommandLine(
         prog=prog,
         description="OpenAI-compatible optimizing inference proxy.",
-        epilog="Other commands: optillm ask QUESTION; optillm approaches; optillm strategies.",
+        epilog="Other commands: optillm ask QUESTION; optillm approaches; optillm strategies; "
+        "optillm train-router RESULTS.",
         allow_abbrev=False,
     )
     out.add_argument("--version", action="version", version=__version__)

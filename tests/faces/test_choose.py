@@ -90,7 +90,7 @@ NAMES: list[tuple[str, tuple[str, ...], Any]] = [
     ("none-x", (), ("none", "x")),
     ("none&re2-x", (), "cannot be part"),
     ("auto", (), ("none", "auto")),
-    ("auto-x", (), ("none", "auto-x")),
+    ("auto-x", ("auto-x",), ("none", "auto-x")),
     ("moa-meta-llama/Llama-3", (), ("moa", "meta-llama/Llama-3")),
 ]
 

@@ -145,6 +145,7 @@ def _technique(number: int, rng: random.Random) -> dict[str, Any]:
         *_long(number, rng, budget),
         *_planned(rng),
         *_agents(rng),
+        *_routed(rng),
     ]
     return options[number % len(options)]
 
@@ -366,6 +367,23 @@ def _populations(rng: random.Random, budget: dict[str, Any]) -> list[dict[str, A
             **budget,
         },
         {"optillm_approach": f"(re2|cot_reflection)>{rng.choice(['usc', 'tournament', 'sets', 'mixture'])}"},
+    ]
+
+
+def _routed(rng: random.Random) -> list[dict[str, Any]]:
+    """Whichever the shipped model chooses; what runs must depend on the request alone."""
+    names = ["none", "self_consistency", "adaptive_consistency", "bon", "mcts"]
+    return [
+        {
+            "optillm_approach": rng.choice(["router", "auto"]),
+            "router_effort": rng.choice([0.3, 0.7, 1.0]),
+            "router_approaches": rng.sample(names, rng.randint(1, 5)),
+            "best_of_n": rng.randint(2, 4),
+            "sc_samples": rng.randint(2, 4),
+            "adaptive_consistency_samples": rng.randint(3, 6),
+            "mcts_simulations": rng.randint(1, 3),
+        },
+        {"optillm_approach": f"re2&router(effort={rng.choice([0.3, 1])})", "router_approaches": ["bon"]},
     ]
 
 

@@ -1,0 +1,1 @@
+"""Training the router: problems, results of techniques on them, and a model of those."""
