@@ -48,7 +48,7 @@ wheel: .venv/.dev
 	$(BIN)/hatchling build -t wheel
 
 lock: $(UV)
-	$(LOCK) --group dev --extra embedded --extra azure --extra wsgi --extra sandbox --extra wasm --extra postgres --extra train -o requirements/dev.txt
+	$(LOCK) --group dev --extra embedded --extra azure --extra wsgi --extra sandbox --extra wasm --extra store --extra postgres --extra train -o requirements/dev.txt
 	$(LOCK) --group demo -c requirements/dev.txt -o requirements/demo.txt
 	$(LOCK) --group compare -c requirements/dev.txt -o requirements/compare.txt
 

@@ -23,6 +23,7 @@ from optillm.plugins import builtin_registry
 from optillm.protocol.chat import ChatRequest, parse_request
 from optillm.protocol.errors import InvalidRequest
 from optillm.sandbox.choose import open_sandbox
+from optillm.store.places import installed
 from optillm.store.states import StoredStates
 from optillm.store.store import Store
 from optillm.upstreams.capabilities import Capabilities
@@ -117,7 +118,7 @@ def _tools(stack: AsyncExitStack, url: str | None) -> Tools:
     sandbox = open_sandbox()
     if sandbox is not None:
         stack.push_async_callback(sandbox.aclose)
-    return Tools(sandbox, states=StoredStates(store, "" if url else ENDS))
+    return Tools(sandbox, states=StoredStates(store, "" if url else ENDS) if installed() else None)
 
 
 def solve_sync(messages: str | Iterable[Mapping[str, Any]], **arguments: Any) -> Solution:

@@ -175,7 +175,7 @@ def check_tools(job: Job, tools: Tools) -> None:
     settings = {
         "sandbox": "a sandbox (--sandbox)",
         "reward": "a reward model (--reward-url)",
-        "states": "a store (--store)",
+        "states": "a store (pip install 'optillm[store]')",
     }
     for unit in units(job.plan):
         for name in sorted(job.params_of(unit).needs):

@@ -104,7 +104,9 @@ class LLM:
             NotConfigured: the operator switched the store off.
         """
         if self.run.tools.states is None:
-            raise NotConfigured("this technique remembers things, and this server has no store (--store)")
+            raise NotConfigured(
+                "this technique remembers things, and this server has no store (pip install 'optillm[store]')"
+            )
         return self.run.tools.states.of(self.run.tenant)
 
     async def ask(

@@ -32,6 +32,7 @@ from optillm.protocol.errors import (
     only,
 )
 from optillm.settings import SCOPES, Key, Settings, sha256
+from optillm.store.places import installed
 from optillm.store.runs import MemoryRuns, RunStore, StoredRuns
 from optillm.store.states import StoredStates
 from optillm.store.store import Store
@@ -67,8 +68,8 @@ class App:
         self.registry = registry
         self.store = Store(settings.store)
         self.runs: RunStore = StoredRuns(self.store) if settings.store else MemoryRuns()
-        self._stored = StoredStates(self.store, "" if settings.keeps_store else ENDS)
-        self.states: States = states or self._stored
+        self.stored = StoredStates(self.store, "" if settings.keeps_store else ENDS)
+        self.states: States | None = states or (self.stored if installed() else None)
         self.active: set[Run] = set()
         self.draining = False
         self._stack = AsyncExitStack()
@@ -184,7 +185,7 @@ class App:
             return
         if is_remembered(path):
             most = int(self.settings.max_body_mb * (1 << 20))
-            query, state = scope.get("query_string", b""), self._stored.of(tenant)
+            query, state = scope.get("query_string", b""), self.stored.of(tenant)
             status, body = await remembered(
                 method, path, query, lambda: read_body(given, receive, most), state
             )

@@ -20,6 +20,7 @@ from optillm.core.registry import Registry
 from optillm.faces.app import App
 from optillm.protocol.errors import OptiError
 from optillm.settings import Settings, SettingsError
+from optillm.store.places import installed
 
 log = logging.getLogger("optillm")
 
@@ -109,8 +110,10 @@ def serve(settings: Settings, registry: Registry) -> int:
     config = uvicorn.Config("optillm", host=settings.host, port=settings.port, workers=settings.workers)
     with config.bind_socket() as listening, TemporaryDirectory(prefix="optillm-") as folder:
         # Any worker must be able to show a run, and know what was learned, whichever made it.
-        if not settings.store:
+        if not settings.store and installed():
             settings = replace(settings, store=f"sqlite:///{folder}/store.db", store_ends=True)
+        elif not settings.store:
+            log.warning("each worker knows its own runs alone: pip install 'optillm[store]' lets them share")
         return _supervise(settings, registry, listening)
 
 

@@ -25,6 +25,14 @@ NEWER = "it was made by a newer OptiLLM (tables of version {found}; this one kno
 _POSTGRES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
 
+INSTALL = "needs an optional library: pip install 'optillm[store]'"
+
+
+def installed() -> bool:
+    """Whether the libraries of the extra ``store`` are there."""
+    return all(importlib.util.find_spec(name) is not None for name in ("sqlalchemy", "aiosqlite"))
+
+
 def sqlite_path(url: str) -> Path | None:
     """The file of a ``sqlite:///PATH`` URL; None of any other."""
     prefix = "sqlite:///"
@@ -53,6 +61,8 @@ def check(url: str) -> None:
     """
     if not url:
         return
+    if not installed():
+        raise SettingsError(f"--store {INSTALL}")
     if (path := sqlite_path(url)) is not None:
         _check_file(path)
     elif url.startswith(_POSTGRES):

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from optillm.store.places import check
+from optillm.protocol.errors import MissingExtra
+from optillm.store.places import check, installed
 
 if TYPE_CHECKING:
     from optillm.store.database import Database
@@ -62,6 +63,8 @@ class Store:
 
 
 def _imported() -> type[Database]:
+    if not installed():
+        raise MissingExtra("store", "what is remembered")
     from optillm.store.database import Database
 
     return Database

@@ -379,7 +379,7 @@ async def test_a_full_store_costs_the_memory_not_the_answer_and_a_broken_one_is_
 async def test_memory_without_a_store_is_refused() -> None:
     async with reading() as up, remembering(up) as place:
         object.__setattr__(place.service, "tools", type(place.service.tools)())
-        with pytest.raises(NotConfigured, match="--store"):
+        with pytest.raises(NotConfigured, match=r"pip install 'optillm\[store\]'"):
             await place.ask("Q?", **KEPT, memory_conversation="c")
         assert up.calls == []
 

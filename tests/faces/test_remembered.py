@@ -40,7 +40,7 @@ def document(*strategies: dict[str, Any], version: Any = 1) -> dict[str, Any]:
 
 async def remember(proxy: Proxy, tenant: str, conversation: str, *texts: str, at: float = 1.0) -> None:
     notes = [Note(text, "chunk 1", at, at) for text in texts]
-    await proxy.app.states.of(tenant).add_notes(conversation, notes, most=10_000, max_age=1e9, now=at)
+    await proxy.app.stored.of(tenant).add_notes(conversation, notes, most=10_000, max_age=1e9, now=at)
 
 
 async def texts(proxy: Proxy, query: str = "", key: str = "key-a") -> list[tuple[str, str]]:
@@ -89,27 +89,27 @@ async def test_what_was_remembered_is_forgotten() -> None:
         for conversation in ("x", "y", ""):
             await remember(proxy, "a", conversation, "one", "two")
         await remember(proxy, "b", "x", "mine")
-        await proxy.app.states.of("a").keep_summary("k", "a summary", now=1)
-        await proxy.app.states.of("b").keep_summary("k", "of b", now=1)
+        await proxy.app.stored.of("a").keep_summary("k", "a summary", now=1)
+        await proxy.app.stored.of("b").keep_summary("k", "of b", now=1)
         answer = await send(proxy, "DELETE", "/v1/memories?conversation=x")
         assert answer.json == {"object": "memories.deleted", "deleted": 2}
         assert {name for name, _ in await texts(proxy)} == {"y", ""}
         assert (await send(proxy, "DELETE", "/v1/memories?conversation=")).json["deleted"] == 2
         # Only one conversation was to be forgotten.
-        assert await proxy.app.states.of("a").summary("k") == "a summary"
+        assert await proxy.app.stored.of("a").summary("k") == "a summary"
         answer = await send(proxy, "DELETE", "/v1/memories")
         assert answer.json == {"object": "memories.deleted", "deleted": 2}
         check(await described_to(proxy), "MemoriesDeleted", answer.json)
         assert await texts(proxy) == []
-        assert await proxy.app.states.of("a").summary("k") is None
+        assert await proxy.app.stored.of("a").summary("k") is None
         assert await texts(proxy, key="key-b") == [("x", "mine")]
-        assert await proxy.app.states.of("b").summary("k") == "of b"
+        assert await proxy.app.stored.of("b").summary("k") == "of b"
 
 
 async def test_an_export_is_an_import(store_url: str) -> None:
     async with ScriptedUpstream() as up, serving(up, keys=KEYS, store=store_url) as proxy:
-        await proxy.app.states.of("a").add_strategy(ADD)
-        await proxy.app.states.of("a").add_strategy(CUT)
+        await proxy.app.stored.of("a").add_strategy(ADD)
+        await proxy.app.stored.of("a").add_strategy(CUT)
         exported = (await send(proxy, "GET", "/v1/strategies")).json
         check(await described_to(proxy), "Strategies", exported)
         assert exported["strategies"][0] == {
@@ -121,16 +121,16 @@ async def test_an_export_is_an_import(store_url: str) -> None:
         answer = await send(proxy, "POST", "/v1/strategies", exported, key="key-b")
         assert answer.json == {"object": "strategies.imported", "imported": 2}
         check(await described_to(proxy), "StrategiesImported", answer.json)
-        assert await proxy.app.states.of("b").strategies() == (ADD, CUT)
+        assert await proxy.app.stored.of("b").strategies() == (ADD, CUT)
         assert (await send(proxy, "GET", "/v1/strategies", key="key-b")).json == exported
 
 
 async def test_an_import_replaces_what_has_its_id_and_keeps_the_rest() -> None:
     async with ScriptedUpstream() as up, serving(up, keys=KEYS) as proxy:
-        await proxy.app.states.of("a").replace_strategies([], [ADD, CUT])
+        await proxy.app.stored.of("a").replace_strategies([], [ADD, CUT])
         new = document({"id": "cut", "type": "logic", "text": "Anew."}, {"id": "c", "type": "t", "text": "x"})
         assert (await send(proxy, "POST", "/v1/strategies", new)).status == 200
-        found = {s.id: s.text for s in await proxy.app.states.of("a").strategies()}
+        found = {s.id: s.text for s in await proxy.app.stored.of("a").strategies()}
         assert found == {"add": ADD.text, "cut": "Anew.", "c": "x"}
 
 
@@ -163,17 +163,17 @@ GOOD = {"id": "new", "type": "t", "text": "x"}
 )
 async def test_a_bad_import_changes_nothing(body: Any, param: str | None, words: str) -> None:
     async with ScriptedUpstream() as up, serving(up, keys=KEYS) as proxy:
-        await proxy.app.states.of("a").add_strategy(ADD)
+        await proxy.app.stored.of("a").add_strategy(ADD)
         answer = await send(proxy, "POST", "/v1/strategies", body)
         assert (answer.status, answer.error["param"]) == (400, param), answer.error
         assert words in answer.error["message"]
-        assert await proxy.app.states.of("a").strategies() == (ADD,)
+        assert await proxy.app.stored.of("a").strategies() == (ADD,)
 
 
 async def test_a_strategy_is_deleted_once() -> None:
     odd = Strategy("a/b ü", "t", "x")
     async with ScriptedUpstream() as up, serving(up, keys=KEYS) as proxy:
-        await proxy.app.states.of("a").replace_strategies([], [ADD, odd])
+        await proxy.app.stored.of("a").replace_strategies([], [ADD, odd])
         assert (await send(proxy, "DELETE", "/v1/strategies/add", key="key-b")).status == 404
         answer = await send(proxy, "DELETE", "/v1/strategies/add")
         assert answer.json == {"object": "strategy.deleted", "id": "add", "deleted": True}
@@ -181,7 +181,7 @@ async def test_a_strategy_is_deleted_once() -> None:
         answer = await send(proxy, "DELETE", "/v1/strategies/add")
         assert (answer.status, answer.error["code"]) == (404, "unknown_strategy")
         assert (await send(proxy, "DELETE", "/v1/strategies/a/b%20%C3%BC")).status == 200
-        assert await proxy.app.states.of("a").strategies() == ()
+        assert await proxy.app.stored.of("a").strategies() == ()
 
 
 @pytest.mark.parametrize(
