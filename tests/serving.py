@@ -87,6 +87,30 @@ class Proxy:
         return [block.removeprefix("data: ") for block in raw.split("\n\n") if block]
 
 
+class PromptServer(Server):
+    """The server, but one that has nothing left to do does not sleep before it ends."""
+
+    async def main_loop(self) -> None:
+        while not self.should_exit:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        if self.server_state.tasks or _app(self).active:
+            await super().shutdown(sockets)
+            return
+        for listening in self.servers:
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self.lifespan.shutdown()
+
+
+def _app(server: Server) -> App:
+    app = server.config.app
+    assert isinstance(app, App)
+    return app
+
+
 @asynccontextmanager
 async def serving(
     upstream: ScriptedUpstream | str,
@@ -116,7 +140,7 @@ async def serving(
             timeout_keep_alive=300,
             access_log=False,
         )
-        server = Server(config, app.settings.shutdown_timeout)
+        server = PromptServer(config, app.settings.shutdown_timeout)
         task = asyncio.create_task(server.serve([listening]))
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as http:

@@ -20,6 +20,8 @@ from optillm.protocol.errors import MissingExtra, OptiError, UpstreamError
 from optillm.upstreams.scheduler import FairScheduler
 
 PACKAGED_NAME = "smollm2-135m-instruct"
+PROMPT_CACHE_MIB = 256
+"""Memory for computed prompts, besides those that slots hold."""
 PROMPT_BATCH = 128
 """Prompt tokens read at a time: a call that is cancelled stops after the batch under way."""
 
@@ -298,6 +300,8 @@ class LlamaCppUpstream:
         params.n_ctx = self._context * self._slots
         params.n_batch = params.n_ubatch = PROMPT_BATCH
         params.cpuparams.n_threads = self._threads
+        # Left alone, the engine keeps up to 8 GiB of prompts that it has computed.
+        params.cache_ram_mib = PROMPT_CACHE_MIB
         params.warmup = False
         params.fit_params = False
         params.verbosity = -1
