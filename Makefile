@@ -12,7 +12,7 @@ demo: .venv/.demo
 	$(BIN)/python -m optillm.demo
 
 test: .venv/.dev
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 4 --dist worksteal
 
 compare: .venv/.dev
 	$(UV_ENV) $(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements/compare.txt

@@ -266,7 +266,7 @@ class LLM:
         model: str | None = None,
         offset: int = 0,
         tag: str | None = None,
-        defaults: Mapping[str, Any] = Frozen(),
+        defaults: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
         """K independent samples of one prompt, in index order (1.3).
 
@@ -513,8 +513,9 @@ class LLM:
         temperature: float | None,
         *,
         override: bool,
-        defaults: Mapping[str, Any] = Frozen(),
+        defaults: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
+        defaults = defaults or {}
         wanted = {**defaults, **self.options.fields}
         fields = {k: v for k, v in wanted.items() if k not in LIMIT_FIELDS}
         name = self.options.limit_field

@@ -169,7 +169,7 @@ async def test_a_question_that_is_too_long_itself_is_left_alone_and_told() -> No
 
 async def test_a_long_past_is_summarised_in_levels_each_concurrent() -> None:
     messages = talk(120)
-    async with summing(latency=0.02) as up, serving(up) as proxy:
+    async with summing(latency=0.3) as up, serving(up) as proxy:
         answer = await proxy.ask("compact-test-model", messages=messages, **SMALL)
         assert answer.status == 200
         parts = [c for c in up.of("summary") if "question-" in c.last]
@@ -264,8 +264,9 @@ async def test_the_reply_streams_live_and_n_choices_share_a_summary() -> None:
     async with summing(final=["a", "b"]) as up, serving(up, n_mode="native") as proxy:
         assert streamed(await proxy.events("compact-test-model", messages=talk(9), **SMALL)) == "a"
         up.calls.clear()
+        # The summary is known from the first request.
         answer = await proxy.ask("compact-test-model", messages=talk(9), n=2, **SMALL)
-        assert (answer.texts, answer.info["calls"]) == (["a", "b"], 2)
+        assert (answer.texts, answer.info["calls"]) == (["a", "b"], 1)
 
 
 @pytest.mark.parametrize(

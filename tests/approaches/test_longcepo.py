@@ -211,8 +211,10 @@ async def test_documents_without_separators_in_any_script(text: str) -> None:
         answer = await proxy.ask("longcepo-test-model", asking(text), **SMALL)
         assert answer.status == 200
         assert answer.info["longcepo"]["chunks"] > 5
-        read = "".join(re.findall(r"<part-\w+>\n(.*?)\n</part", c.last, re.S)[0] for c in up.of("map"))
-        assert read.rstrip("\n") == text
+        read = [re.findall(r"<part-\w+>\n(.*?)\n</part", c.last, re.S)[0].rstrip("\n") for c in up.of("map")]
+        # In whatever order they have arrived.
+        assert all(piece in text for piece in read)
+        assert sum(map(len, read)) == len(text)
 
 
 async def test_a_long_text_part_is_the_document_without_a_delimiter() -> None:
@@ -329,7 +331,8 @@ async def test_the_reply_streams_live_and_n_choices_share_the_findings() -> None
         assert streamed(await proxy.events("longcepo-test-model", question, **SMALL)) == "a"
         up.calls.clear()
         answer = await proxy.ask("longcepo-test-model", question, n=2, **SMALL)
-        assert (answer.texts, answer.info["calls"]) == (["a", "b"], 2 + 6 + 1)
+        # The three summaries of chunks are known from the first request.
+        assert (answer.texts, answer.info["calls"]) == (["a", "b"], 2 + 3 + 1)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from optillm.core.tools import Tools
 from optillm.core.trace import NoteRecord
 from optillm.faces.afterwards import Afterwards
 from optillm.library import solve
-from optillm.protocol.errors import UpstreamError
+from optillm.protocol.errors import NotConfigured, UpstreamError
 from optillm.settings import Key, sha256
 from tests.approaches.common import calls_a_tool, images, pictured, streamed, tool, tool_call, worst
 from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen, refusal
@@ -188,14 +188,15 @@ async def test_a_store_that_fails_costs_the_strategies_not_the_answer(
 
 
 async def test_without_a_store_it_answers_and_cannot_learn() -> None:
-    async with scripted() as up, serving(up) as proxy:
-        answer = await proxy.ask("spl-m", QUESTION)
-        assert (answer.text, up.stages()) == ("Ten miles.", ["sample"])
-        assert "--store" in answer.info["spl"]["store"]
+    async with scripted() as up:
+        asked = {"approach": "spl", "model": "m", "upstream": up.base_url, "tools": Tools()}
+        solution = await solve(QUESTION, **asked)
+        assert (solution.text, up.stages()) == ("Ten miles.", ["sample"])
+        assert "optillm[store]" in solution.response["optillm"]["spl"]["store"]
         up.calls.clear()
-        refused = await proxy.ask("spl-m", QUESTION, spl_learning=True)
-        assert (refused.status, refused.error["code"], up.calls) == (501, "not_configured", [])
-        assert "--store" in refused.error["message"]
+        with pytest.raises(NotConfigured, match=r"optillm\[store\]"):
+            await solve(QUESTION, learning=True, **asked)
+        assert up.calls == []
 
 
 @pytest.mark.parametrize(("mode", "calls"), [("native", 2), ("fanout", 4)])

@@ -94,8 +94,9 @@ async def test_concurrent_requests_are_as_if_alone(server: Any, one_process: boo
             )
         seen = by_marker(up.calls)
     for i, request in enumerate(requests):
-        assert asked(seen[i], request) == asked(expected[i], request), request
-        assert {c.headers["Authorization"] for c in seen[i]} == {f"Bearer key-of-{i}"}
+        # A request that may take more calls than the server allows makes none.
+        assert asked(seen.get(i, []), request) == asked(expected.get(i, []), request), request
+        assert {c.headers["Authorization"] for c in seen.get(i, [])} <= {f"Bearer key-of-{i}"}
         wanted = single[i] if one_process else replace(single[i], run=None)
         assert together[i] == wanted, request
 

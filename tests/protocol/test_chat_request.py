@@ -274,7 +274,8 @@ def accepted_or_explained(body: dict[str, Any]) -> None:
     error = error_of(json.dumps(body).encode())
     if error is not None:
         assert error.status == 400
-        assert "`" not in error.message
+        # The decoder's own words have some.
+        assert "`" not in error.message or "`" in json.dumps(body)
         assert json.dumps(error.envelope())
 
 

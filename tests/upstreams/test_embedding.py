@@ -50,7 +50,7 @@ class Server:
     async def embedder(self, **options: Any) -> AsyncIterator[HTTPEmbedder]:
         app = web.Application()
         app.router.add_post("/v1/embeddings", self.handle)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         with closing(make_client(ClientOptions())) as client:
