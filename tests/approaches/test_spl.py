@@ -189,7 +189,7 @@ async def test_a_store_that_fails_costs_the_strategies_not_the_answer(
 
 async def test_without_a_store_it_answers_and_cannot_learn() -> None:
     async with scripted() as up:
-        asked = {"approach": "spl", "model": "m", "upstream": up.base_url, "tools": Tools()}
+        asked: dict[str, Any] = {"approach": "spl", "model": "m", "upstream": up.base_url, "tools": Tools()}
         solution = await solve(QUESTION, **asked)
         assert (solution.text, up.stages()) == ("Ten miles.", ["sample"])
         assert "optillm[store]" in solution.response["optillm"]["spl"]["store"]
