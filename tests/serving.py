@@ -102,6 +102,9 @@ class PromptServer(Server):
             listening.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
+        async with asyncio.timeout(5):
+            while self.server_state.connections:
+                await asyncio.sleep(0.001)
         await self.lifespan.shutdown()
 
 

@@ -404,7 +404,8 @@ async def test_calls_and_depth_at_worst(fields: dict[str, Any], calls: int, dept
         good = attempts - passes < number < attempts
         return "Verdict: CORRECT" if good else "Verdict: INCORRECT"
 
-    async with agents(verify=verify) as up, serving(up, n_mode="fanout") as proxy:
+    # One call at a time, so that the checks of a solution arrive in their order.
+    async with agents(verify=verify) as up, serving(up, n_mode="fanout", max_concurrency=1) as proxy:
         answer = await proxy.ask(MODEL, QUESTION, seed=1, **{f"mars_{k}": v for k, v in fields.items()})
         assert (answer.info["calls"], answer.info["depth"], len(up.calls)) == (calls, depth, calls)
     assert (worst(mars, **fields), worst_depth(params(mars, **fields))) == (calls, depth)

@@ -240,7 +240,7 @@ async def test_each_choice_of_a_composition_learns_from_its_own() -> None:
         answer = await proxy.ask("re2|late|late-m", "q", seed=1)
         await queue(proxy).drain()
     assert len(answer.texts) == 3
-    assert [c.last for c in up.of("learn")] == [f"q: {text}, 0" for text in answer.texts[1:]]
+    assert {c.last for c in up.of("learn")} == {f"q: {text}, 0" for text in answer.texts[1:]}
 
 
 async def test_of_candidates_the_chosen_one_is_what_was_delivered() -> None:
