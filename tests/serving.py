@@ -103,7 +103,7 @@ class PromptServer(Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()
         async with asyncio.timeout(5):
-            while self.server_state.connections:
+            while self.server_state.connections:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         await self.lifespan.shutdown()
 

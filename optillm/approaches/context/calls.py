@@ -82,6 +82,7 @@ class Summaries:
         self._llm = llm
         self._version = version
         self._on = llm.run.tools.states is not None
+        self._making: dict[str, asyncio.Lock] = {}
         self.found = 0
         """How many were there."""
         self.failed: str | None = None
@@ -118,13 +119,15 @@ class Summaries:
 
     async def made(self, key: str, make: Callable[[], Awaitable[str | None]]) -> str | None:
         """The summary under a key; made and kept if it is not there. None when it could not be made."""
-        found = await self.find(key)
-        if found is not None:
-            return found
-        text = await make()
-        if text:
-            await self.keep(key, text)
-        return text
+        # What is in the text more than once is summarised once.
+        async with self._making.setdefault(key, asyncio.Lock()):
+            found = await self.find(key)
+            if found is not None:
+                return found
+            text = await make()
+            if text:
+                await self.keep(key, text)
+            return text
 
     def _give_up(self, error: StoreError) -> None:
         # A store that is locked would otherwise be waited for at every chunk.
