@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
@@ -24,6 +25,17 @@ COMPLETION = {
 }
 
 
+async def _abort_connections(port: int) -> None:
+    """End connections to a server that are still in their TLS handshake: no server knows of them yet."""
+    loop: Any = asyncio.get_running_loop()
+    for transport in list(loop._transports.values()):
+        name = transport.get_extra_info("sockname")
+        if name and name[1] == port:
+            transport.abort()
+    # Aborted transports close at the loop's next turn.
+    await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def answering(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A server whose every path is one handler; yields its base URL."""
@@ -36,7 +48,9 @@ async def answering(handler: Handler, tls: ssl.SSLContext | None = None) -> Asyn
         scheme = "https" if tls else "http"
         yield f"{scheme}://127.0.0.1:{runner.addresses[0][1]}/v1"
     finally:
+        port = runner.addresses[0][1]
         await runner.cleanup()
+        await _abort_connections(port)
 
 
 @asynccontextmanager
