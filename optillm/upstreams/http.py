@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from wreq import Client, Response, exceptions, redirect
 from wreq.dns import DnsOptions
+from wreq.runtime import Runtime
 
 from optillm.core.frozen import to_json
 from optillm.protocol.errors import OptiError, UpstreamError, UpstreamTimeout
@@ -74,6 +75,8 @@ def make_client(options: ClientOptions) -> Client:
         OptiError: the bundle holds no certificates.
     """
     return Client(
+        # One thread does all the work, so that calls leave in the order in which they are made.
+        runtime=Runtime(workers=1, work_steal=False),
         http1_only=True,
         redirect=redirect.Policy.none(),
         referer=False,
