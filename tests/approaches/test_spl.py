@@ -516,6 +516,7 @@ async def test_a_shutdown_in_the_middle_of_learning_keeps_what_was_written() -> 
                 assert (await proxy.ask("spl-m", QUESTION, spl_learning=True)).status == 200
             await up.until(lambda: len(up.of("judge")) == 1)
             afterwards = queue(proxy)
+        await up.until(lambda: up.in_flight == 0)
         assert [c.outcome for c in up.of("judge")] == ["cancelled"]
     assert afterwards.dropped == 1
     known = states.of("default").known

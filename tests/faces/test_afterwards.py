@@ -282,6 +282,7 @@ async def test_after_the_grace_time_it_is_ended_and_the_rest_dropped(
             runs = [(await proxy.ask("late-m", "held")).info["learning"] for _ in range(3)]
             await up.until(lambda: len(up.of("learn")) == 1)
             afterwards = queue(proxy)
+        await up.until(lambda: up.in_flight == 0)
         assert [c.outcome for c in up.of("learn")] == ["cancelled"]
     assert (afterwards.failed, afterwards.dropped) == (1, 2)
     assert all(run in caplog.text for run in runs)
