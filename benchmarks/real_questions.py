@@ -34,6 +34,8 @@ from optillm.sandbox.choose import open_sandbox
 from optillm.upstreams.llamacpp import LlamaCppUpstream, find_packaged_model
 
 REPLY_TOKENS = 40
+AT_ONCE = 4
+"""Runs under way together: the engine computes their calls in one batch."""
 
 # Smaller than the defaults where those mean dozens of calls; the mechanics are the same.
 FORMS = {
@@ -131,7 +133,7 @@ async def run(technique: str, question: Question, upstream: Any, tools: Tools) -
             seed=1,
             tools=tools,
             observer=seen.append,
-            optillm_budget={"max_seconds": 600},
+            optillm_budget={"max_seconds": 3600},
         )
     except OptiError as error:
         line |= {"error": f"{type(error).__name__}: {error}"}
@@ -181,15 +183,21 @@ async def main(data: Path, out: Path, techniques: list[str]) -> None:
     upstream = Short(LlamaCppUpstream(path, threads=1))
     every = techniques or [a.slug for a in builtin_registry()]
     sandbox = open_sandbox()
+    free = asyncio.Semaphore(AT_ONCE)
+
+    async def one(technique: str, question: Question) -> None:
+        async with free:
+            line = await run(technique, question, upstream, Tools(sandbox=sandbox))
+        with out.open("ab") as file:
+            file.write(to_json(line) + b"\n")
+        print({k: v for k, v in line.items() if k not in ("trace", "answer")}, flush=True)
+
     try:
-        for question in questions(data):
-            for technique in every:
-                if (technique, question.name) in done:
-                    continue
-                line = await run(technique, question, upstream, Tools(sandbox=sandbox))
-                with out.open("ab") as file:
-                    file.write(to_json(line) + b"\n")
-                print({k: v for k, v in line.items() if k not in ("trace", "answer")}, flush=True)
+        async with asyncio.TaskGroup() as group:
+            for question in questions(data):
+                for technique in every:
+                    if (technique, question.name) not in done:
+                        group.create_task(one(technique, question))
     finally:
         if sandbox is not None:
             await sandbox.aclose()

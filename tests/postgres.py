@@ -67,11 +67,17 @@ class Postgres:
 
     def stop(self) -> None:
         """Stop it without ceremony."""
-        self._run("pg_ctl", "-D", str(self.data), "-w", "-m", "immediate", "stop")
+        try:
+            self._run("pg_ctl", "-D", str(self.data), "-w", "-m", "immediate", "stop")
+        except subprocess.CalledProcessError:
+            # On a machine with no time to spare it may not end within pg_ctl's patience.
+            self.kill()
 
     def kill(self) -> None:
         """``kill -9`` of the server, with all its processes; they are gone when this returns."""
         postmaster = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
+        # Stopped, it begins no further process that would be missed.
+        postmaster.suspend()
         processes = [postmaster, *postmaster.children(recursive=True)]
         for process in processes:
             process.send_signal(signal.SIGKILL)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from optillm.core.frozen import Frozen
+import msgspec
+
+from optillm.core.frozen import Frozen, empty
 from optillm.core.llm import LLM, degradable
 from optillm.core.params import build
-from optillm.core.plan import Chain, Par, Plan, Reduce, Unit, pipelines, units, width
+from optillm.core.plan import NONE, Chain, Par, Plan, Reduce, Unit, pipelines, units, width
 from optillm.core.registry import Registry, Sigma
 from optillm.core.reply import Answer, Reply
 from optillm.core.run import Run
@@ -21,8 +24,7 @@ _LONGEST_QUESTION = 1 << 24
 """Characters."""
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(msgspec.Struct, frozen=True):
     """The choices that one branch of a plan made.
 
     Args:
@@ -34,8 +36,7 @@ class Choices:
     replies: tuple[Reply, ...]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What a run ends with.
 
     Args:
@@ -85,7 +86,8 @@ class Job:
         handles = self.registry[unit.slug].handles_n
         return handles(self.params_of(unit)) if callable(handles) else handles
 
-    def described(self) -> dict[str, Any]:
+    @cached_property
+    def described(self) -> Mapping[str, Any]:
         """Every parameter in force, by approach, for the response.
 
         An approach that stands in the plan again with other parameters is called as it is written.
@@ -94,10 +96,10 @@ class Job:
         # One that is written without arguments has the plain name, wherever it stands.
         for unit in sorted(units(self.plan), key=lambda unit: bool(unit.args)):
             params = self.params_of(unit)
-            shown = {p.name: getattr(params, p.name) for p in self.registry[unit.slug].params}
+            shown = Frozen({p.name: getattr(params, p.name) for p in self.registry[unit.slug].params})
             if out.setdefault(unit.slug, shown) != shown:
                 out[str(unit)] = shown
-        return out
+        return Frozen(out)
 
     def worst(self, n: int, sigma: Sigma) -> int | None:
         """The most upstream calls this can take; None if an approach cannot tell.
@@ -189,8 +191,10 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
     Raises:
         OptiError: no branch had an answer.
     """
-    execution = _Execution(job, run)
     with run.under_way():
+        if job.plan == NONE:
+            return await _passed_through(task, run)
+        execution = _Execution(job, run)
         branches = await execution.plan(job.plan, task, task.options.n, _Place())
     good = execution.answered(branches)
     if not good:
@@ -202,6 +206,15 @@ async def execute(job: Job, task: Task, run: Run) -> Outcome:
         {key: value for b in good for key, value in b.note.items()},
         good[0].answer.raw if good[0].answer and isinstance(job.plan, Unit) else None,
     )
+
+
+async def _passed_through(task: Task, run: Run) -> Outcome:
+    """What most requests are, by a short way: one call, none of what compositions need."""
+    answer = await LLM(run, task.options, unit=NONE.slug).forward(task)
+    if not answer.replies:
+        raise UpstreamEmpty(f"'{NONE}' found no usable answer")
+    made = (Choices(NONE.slug, answer.replies),)
+    return Outcome(made, run.budget.cut_short, empty(), empty(), answer.raw)
 
 
 @dataclass(frozen=True)

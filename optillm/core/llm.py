@@ -455,8 +455,7 @@ class LLM:
                 raw = await route.upstream.complete(call)
             completion = parse_completion(raw)
             replies = tuple(completion.replies())
-            shown = "".join(r.reasoning for r in replies)
-            self._spend(record, replies, read_usage(completion.usage, route.price, shown))
+            self._spend(record, replies, read_usage(completion.usage, route.price, replies))
         except BudgetExceeded as error:
             if record is not None:
                 record.error = error.message
@@ -485,8 +484,7 @@ class LLM:
                     await sink.raw(payload, before < self.options.n <= assembler.finished)
         finally:
             replies = tuple(assembler.replies())
-            shown = "".join(r.reasoning for r in replies)
-            self._spend(record, replies, read_usage(assembler.usage, route.price, shown))
+            self._spend(record, replies, read_usage(assembler.usage, route.price, replies))
         return Answer(replies, raw=b"")
 
     async def _close_forwarded(self, sink: Sink, assembler: Assembler) -> None:
@@ -621,16 +619,14 @@ class LLM:
                 with self.run.budget.call():
                     record = self._begin(stage, body, route.upstream.name, tag)
                     replies, usage, fingerprint = await self._sent(body, route, assembler)
-            shown = "".join(r.reasoning for r in replies)
-            self._spend(record, tuple(replies), read_usage(usage, route.price, shown))
+            self._spend(record, tuple(replies), read_usage(usage, route.price, replies))
         except BudgetExceeded as error:
             # What its client has seen of an answer is the answer, cut where the budget ended.
             replies, fingerprint = assembler.cut() if assembler else [], None
             if record is None or assembler is None or not any(r.usable for r in replies):
                 raise
             record.error = error.message
-            shown = "".join(r.reasoning for r in replies)
-            self._spend(record, tuple(replies), read_usage(assembler.usage, route.price, shown))
+            self._spend(record, tuple(replies), read_usage(assembler.usage, route.price, replies))
             self.best = assembler.partial or self.best
         except BaseException as error:
             if record is not None:

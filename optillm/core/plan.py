@@ -150,10 +150,7 @@ def split_model(name: str, registry: Registry) -> tuple[Plan | None, str]:
     Raises:
         InvalidRequest: it begins like a composition, but is none.
     """
-    slug = _SLUG.match(name)
-    if slug is None and not name.startswith("("):
-        return None, name
-    if slug is not None and _known(slug.group(), registry) is None and not _composed(name, slug.end()):
+    if not begins_with_approach(name, registry):
         return None, name
     parser = _Parser(name, registry, "model")
     plan = parser.whole()
@@ -163,6 +160,14 @@ def split_model(name: str, registry: Registry) -> tuple[Plan | None, str]:
             return None, name
         raise parser.error("expected '-' and the name of a model")
     return plan, rest[1:]
+
+
+def begins_with_approach(name: str, registry: Registry) -> bool:
+    """Whether a model name may have a prefix: it begins with a slug, or like a composition."""
+    slug = _SLUG.match(name)
+    if slug is None:
+        return name.startswith("(")
+    return _known(slug.group(), registry) is not None or _composed(name, slug.end())
 
 
 def check_unambiguous(plan: Plan, model: str, registry: Registry) -> None:

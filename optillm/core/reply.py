@@ -137,6 +137,8 @@ class Completion(msgspec.Struct):
 
     def replies(self) -> list[Reply]:
         """The choices in index order."""
+        if len(self.choices) == 1:
+            return [_reply(self.choices[0])]
         order = sorted(
             range(len(self.choices)),
             key=lambda i: (i if self.choices[i].index is None else self.choices[i].index, i),
@@ -156,6 +158,8 @@ def parse_completion(body: bytes) -> Completion:
 def check_message(message: Mapping[str, Any]) -> None:
     """Raise UpstreamError if an assistant message is not made as the protocol says."""
     content, calls = message.get("content"), message.get("tool_calls")
+    if calls is None and type(content) is str:
+        return
     if not isinstance(content, str | list | None):
         raise UpstreamError(f"upstream sent content that is no text: {content!r:.80}")
     if not isinstance(calls, list | None) or not all(_is_call(call) for call in calls or ()):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
+
+import msgspec
 
 from optillm.core.budget import Budget, Limits
 from optillm.core.reply import Reply
@@ -18,8 +20,7 @@ from optillm.core.upstream import Upstream
 from optillm.core.usage import Price
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Where calls for a model go: the upstream, its own name of the model, the price if known."""
 
     upstream: Upstream
@@ -146,15 +147,20 @@ class Run:
         self.bearer = bearer
         self.tools = tools or Tools()
         self.window = window
-        self.trace = Trace(clock or asyncio.get_running_loop().time)
+        loop = asyncio.get_running_loop()
+        self.trace = Trace(clock or loop.time)
         self.now = now or self.trace.clock
-        self.budget = Budget(limits, asyncio.get_running_loop().time())
+        self.budget = Budget(limits, loop.time())
         self._seed = seed
-        self.slots = asyncio.Semaphore(caps.max_concurrency)
         self.observers: list[Callable[[Any], None]] = []
         self.later: list[Later] = []
         """What is to be done once the answer has been delivered; nothing of it if there is none."""
         self.system_fingerprint: str | None = None
+
+    @cached_property
+    def slots(self) -> asyncio.Semaphore:
+        """Places for its calls in flight."""
+        return asyncio.Semaphore(self.caps.max_concurrency)
 
     @cached_property
     def seed(self) -> int:
@@ -205,15 +211,23 @@ class Run:
             now=self.now,
         )
 
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
+    def under_way(self) -> AbstractContextManager[None]:
         """Around all of its work: watches its clock, and ends its trace."""
+        return _UnderWay(self)
+
+
+class _UnderWay:
+    __slots__ = ("_before", "_run")
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
         # A caller's task may have run something else before: its depth is not ours, nor ours its.
-        before = DEPTH.set(0)
-        self.budget.start()
-        try:
-            yield
-        finally:
-            self.budget.close()
-            DEPTH.reset(before)
-            self.trace.ended = self.trace.clock()
+        self._before = DEPTH.set(0)
+        self._run.budget.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._run.budget.close()
+        DEPTH.reset(self._before)
+        self._run.trace.ended = self._run.trace.clock()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Call:
+
+class Call(msgspec.Struct, frozen=True):
     """One chat-completions request, as it is to be sent.
 
     Args:
@@ -20,7 +20,11 @@ class Call:
 
     body: Mapping[str, Any]
     run_id: str
-    bearer: str | None = field(default=None, repr=False)
+    bearer: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"Call({self.body!r}, {self.run_id!r})"
 
 
 class Upstream(Protocol):

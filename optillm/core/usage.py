@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one call, or of many added up.
 
     Args:
@@ -33,14 +34,14 @@ class Usage:
         return self.prompt + self.completion
 
     def __add__(self, other: Usage) -> Usage:
-        costs = [u.cost for u in (self, other) if u.cost is not None]
+        cost = other.cost if self.cost is None else self.cost + (other.cost or 0.0)
         return Usage(
             self.prompt + other.prompt,
             self.completion + other.completion,
             self.reasoning + other.reasoning,
             self.cached + other.cached,
             self.estimated or other.estimated,
-            sum(costs) if costs else None,
+            cost,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,6 +53,15 @@ class Usage:
             "prompt_tokens_details": {"cached_tokens": self.cached},
             "completion_tokens_details": {"reasoning_tokens": self.reasoning},
         }
+
+
+class Reasoned(Protocol):
+    """A choice that may show its reasoning."""
+
+    @property
+    def reasoning(self) -> str:
+        """The text of it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +76,24 @@ class Price:
         return (prompt * self.input + completion * self.output) / 1e6
 
 
-def read_usage(body: Mapping[str, Any] | None, price: Price | None, reasoning_text: str) -> Usage:
+def read_usage(body: Mapping[str, Any] | None, price: Price | None, replies: Sequence[Reasoned]) -> Usage:
     """The usage of one reply.
 
     Args:
         body: the upstream's ``usage`` object, or None when it sent none.
         price: what the model costs, if known; an upstream's own ``cost`` beats it.
-        reasoning_text: reasoning that the reply shows, for upstreams that do not count it.
+        replies: its choices; the reasoning that they show counts for upstreams that do not count it.
     """
-    if not isinstance(body, Mapping):
+    if body is None:
         return Usage(estimated=True, cost=0.0 if price else None)
     prompt, completion = _count(body, "prompt_tokens"), _count(body, "completion_tokens")
     details = body.get("completion_tokens_details")
-    reasoning = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
+    reasoning = details.get("reasoning_tokens") if isinstance(details, dict) else None
     if not isinstance(reasoning, int):
-        reasoning = min(estimate_tokens(reasoning_text), completion or 1 << 60)
+        shown = "".join(reply.reasoning for reply in replies)
+        reasoning = min(estimate_tokens(shown), completion or 1 << 60)
     prompt_details = body.get("prompt_tokens_details")
-    cached = _count(prompt_details, "cached_tokens") if isinstance(prompt_details, Mapping) else 0
+    cached = _count(prompt_details, "cached_tokens") if isinstance(prompt_details, dict) else 0
     cost = body.get("cost")
     if not isinstance(cost, int | float) or not math.isfinite(cost):
         cost = price.of(prompt, completion) if price else None

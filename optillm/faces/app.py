@@ -155,9 +155,10 @@ class App:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope["headers"])
         asked_id = given.get(b"x-request-id", b"").decode("latin-1")
-        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else new_run_id().replace("chatcmpl", "req")
+        run_id = new_run_id()
+        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else run_id.replace("chatcmpl", "req")
         try:
-            await self._dispatch(scope, given, receive, send, request_id)
+            await self._dispatch(scope, given, receive, send, request_id, run_id)
         except OptiError as error:
             await send_json(
                 send, error.status, error.envelope(), {**error.headers(), "X-Request-Id": request_id}
@@ -168,7 +169,13 @@ class App:
             await send_json(send, 500, internal_error(request_id).envelope(), {"X-Request-Id": request_id})
 
     async def _dispatch(
-        self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive, send: Send, request_id: str
+        self,
+        scope: Scope,
+        given: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        run_id: str,
     ) -> None:
         path, method = scope["path"], scope["method"]
         if len(path) > 1:
@@ -181,7 +188,9 @@ class App:
             if self.draining:
                 raise Overloaded("the server is shutting down")
             assert self._chat is not None
-            await self._chat.serve(given, receive, send, request_id=request_id, tenant=tenant, bearer=bearer)
+            await self._chat.serve(
+                given, receive, send, request_id=request_id, run_id=run_id, tenant=tenant, bearer=bearer
+            )
             return
         if is_remembered(path):
             most = int(self.settings.max_body_mb * (1 << 20))

@@ -12,13 +12,13 @@ from optillm.core.execute import Outcome
 from optillm.core.run import Run
 from optillm.core.scope import CancelScope
 from optillm.faces.body import read_body
-from optillm.faces.respond import about, completion, final_headers, record
-from optillm.faces.service import Prepared, Service, new_run_id
+from optillm.faces.respond import PassedOn, about, completion, final_headers, record
+from optillm.faces.service import Prepared, Service
 from optillm.faces.stream import EventStream
 from optillm.observe.conversations import ConversationLog, Entry
 from optillm.protocol.chat import parse_request
 from optillm.protocol.errors import OptiError, internal_error
-from optillm.store.runs import RunStore
+from optillm.store.runs import Kept, RunStore
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -62,6 +62,7 @@ class Chat:
         send: Send,
         *,
         request_id: str,
+        run_id: str,
         tenant: str,
         bearer: str | None,
     ) -> None:
@@ -72,10 +73,10 @@ class Chat:
         """
         body = await read_body(given, receive, self.max_body)
         raw, request = parse_request(body)
-        prepared = await self.service.prepare(raw, request)
+        prepared = await self.service.prepare(raw, request, body)
         extra = {"X-Request-Id": request_id}
         stream = EventStream(send, prepared, extra) if prepared.stream else None
-        run = self.service.start(prepared, run_id=new_run_id(), tenant=tenant, sink=stream, bearer=bearer)
+        run = self.service.start(prepared, run_id=run_id, tenant=tenant, sink=stream, bearer=bearer)
         created = time.time()
         outcome, problem, info = None, None, None
         self.active.add(run)
@@ -83,7 +84,7 @@ class Chat:
             outcome = await self._run(prepared, run, stream, receive)
             if outcome is not None and stream is None:
                 info = about(prepared, run, outcome)
-                named = {**final_headers(prepared, run), **extra}
+                named = {**final_headers(prepared, run, info), **extra}
                 await _send(send, completion(prepared, run, outcome, info), named)
             if outcome is None:
                 problem = "the client went away"
@@ -139,7 +140,12 @@ class Chat:
         created: float,
         raw: Mapping[str, Any],
     ) -> None:
-        self.runs.put(run.tenant, run.id, record(prepared, run, outcome, info, problem, created))
+        made: Kept
+        if outcome is not None and outcome.raw and problem is None and len(run.trace.records) == 1:
+            made = PassedOn.of(run, outcome.raw, info, created)
+        else:
+            made = record(prepared, run, outcome, info, problem, created)
+        self.runs.put(run.tenant, run.id, made)
         if self.conversations is not None:
             self.conversations.put(
                 Entry(

@@ -100,7 +100,7 @@ def route(
         return named[decisions[-1].approach]
 
     chosen = replacing(plan, decided)
-    shown = Job(plan, job.registry, job.params).described()
+    shown = Job(plan, job.registry, job.params).described
     routers = {name for u in units(plan) if job.registry[u.slug].route for name in (str(u), u.slug)}
     params = {name: values for name, values in shown.items() if name in routers}
     return Routed(plan, chosen, tuple(d.why for d in decisions), params)

@@ -58,7 +58,7 @@ def _app_of(config: uvicorn.Config) -> App | None:
     return app
 
 
-COLLECT_AFTER, OLDER_AFTER = 2_000, 5
+COLLECT_AFTER, OLDER_AFTER = 10_000, 5
 """New objects after which Python looks for cycles among them; every fifth time, also among older ones."""
 
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import msgspec
+
 from optillm.core.budget import Limits
 from optillm.core.execute import Job, Outcome, check_tools, check_worst, execute
 from optillm.core.frozen import Frozen, empty, freeze
-from optillm.core.plan import AUTO, NONE, ROUTER, Plan, parse_spec, units
+from optillm.core.plan import AUTO, NONE, ROUTER, Plan, begins_with_approach, parse_spec, units
 from optillm.core.registry import Registry, Sigma
 from optillm.core.routing.model import ModelFile, ModelFileError
 from optillm.core.run import Caps, Learned, Route, Run, Sink
-from optillm.core.task import Options, Task
+from optillm.core.task import Message, Options, Task
 from optillm.core.tools import Tools
 from optillm.faces.afterwards import Afterwards
 from optillm.faces.choose import choose, take_params, take_tags
@@ -53,8 +55,7 @@ class Models(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True, dict=True):
     """A request, understood: everything that a run needs, frozen.
 
     Args:
@@ -90,10 +91,10 @@ class Prepared:
         return str(self.job.plan) if self.routed else None
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> Mapping[str, Any]:
         """Every parameter in force, by approach, for the response."""
-        described = self.job.described()
-        return {**described, **self.routed.params} if self.routed else described
+        described = self.job.described
+        return Frozen({**described, **self.routed.params}) if self.routed else described
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,19 @@ class Service:
     now: Callable[[], float] = time.time
     routing: ModelFile = field(default_factory=ModelFile)
 
-    async def prepare(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
+    async def prepare(self, raw: Mapping[str, Any], request: ChatRequest, body: bytes = b"\\u") -> Prepared:
         """Understand a request; makes no upstream call but the list of models, if it must.
+
+        Args:
+            raw: the body as sent; nobody else may hold it.
+            request: its typed view.
+            body: its text; without one, every request is looked at in full.
 
         Raises:
             InvalidRequest: it breaks a rule.
         """
+        if self._is_plain(raw, request, body):
+            return await self._plain(raw, request)
         nested = request.optillm if isinstance(request.optillm, Nested) else Nested()
         messages, tag = take_tags(raw["messages"])
         asked_model = request.model or self.model
@@ -185,6 +193,43 @@ class Service:
             tuple(warnings),
             routed,
         )
+
+    def _is_plain(self, raw: Mapping[str, Any], request: ChatRequest, body: bytes) -> bool:
+        """Whether nothing in the request or the settings can ask for anything but to pass it on.
+
+        Tags, fields and parameters for us all have names that JSON writes as they are, unless it
+        escapes characters that need no escape.
+        """
+        return (
+            b"optillm" not in body
+            and b"\\u" not in body
+            and self.registry.request_names.keys().isdisjoint(raw)
+            and self.n == 1
+            and self.approach.strip() in ("", AUTO, NONE.slug)
+            and not begins_with_approach(request.model or self.model, self.registry)
+        )
+
+    async def _plain(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:
+        """The short way of requests that are only passed on; the long way comes to the same."""
+        model = request.model or self.model
+        await self.models.learn(model)
+        fields = {k: v for k, v in raw.items() if k not in _OURS}
+        # No technique sees what is not frozen here.
+        task = Task(
+            tuple([Message(m) for m in raw["messages"]]), Options(fields, request.n or 1, bool(request.n))
+        )
+        usage = bool(request.stream_options and request.stream_options.include_usage)
+        return Prepared(
+            self._nothing, task, model, model, self._no_limits, bool(request.stream), usage, self.progress, ()
+        )
+
+    @cached_property
+    def _nothing(self) -> Job:
+        return Job(NONE, self.registry, empty())
+
+    @cached_property
+    def _no_limits(self) -> Limits:
+        return self._limits(None)
 
     def _limits(self, budget: Budget | None) -> Limits:
         return Limits(

@@ -23,11 +23,27 @@ AT_ONCE = 100
 """Runs written in one go."""
 
 
+class Draft(Protocol):
+    """A run whose JSON is made when somebody wants it; most are never looked at."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        ...
+
+    def json(self) -> bytes:
+        """The run's JSON object."""
+        ...
+
+
+Kept = Mapping[str, Any] | Draft
+
+
 class RunStore(Protocol):
     """The last runs of each tenant; bounded."""
 
-    def put(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
-        """Keep a run: its JSON object."""
+    def put(self, tenant: str, run_id: str, run: Kept) -> None:
+        """Keep a run: its JSON object, or what makes it."""
         ...
 
     async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
@@ -44,7 +60,7 @@ class RunStore(Protocol):
 
 
 class MemoryRuns:
-    """Runs of this process, as JSON text.
+    """Runs of this process, as JSON text, or as drafts of it.
 
     As text they are small, and none of Python's business: a thousand runs kept as objects would be
     walked through by every full collection, while the event loop stands still.
@@ -56,26 +72,26 @@ class MemoryRuns:
 
     def __init__(self, most: int = MOST, most_bytes: int = 64 << 20) -> None:
         self._most, self._most_bytes = most, most_bytes
-        self._runs: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._runs: OrderedDict[tuple[str, str], bytes | Draft] = OrderedDict()
         self._bytes = 0
 
-    def put(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
+    def put(self, tenant: str, run_id: str, run: Kept) -> None:
         """See :class:`RunStore`; the oldest make room."""
-        text = to_json(run)
-        self._bytes += len(text) - len(self._runs.pop((tenant, run_id), b""))
-        self._runs[tenant, run_id] = text
+        made = to_json(run) if isinstance(run, Mapping) else run
+        self._bytes += _size(made) - _size(self._runs.pop((tenant, run_id), b""))
+        self._runs[tenant, run_id] = made
         while len(self._runs) > self._most or (self._bytes > self._most_bytes and len(self._runs) > 1):
-            self._bytes -= len(self._runs.popitem(last=False)[1])
+            self._bytes -= _size(self._runs.popitem(last=False)[1])
 
     async def get(self, tenant: str, run_id: str) -> dict[str, Any] | None:
         """See :class:`RunStore`."""
         found = self._runs.get((tenant, run_id))
-        return msgspec.json.decode(found) if found else None
+        return msgspec.json.decode(_text(found)) if found else None
 
     async def last(self, tenant: str, most: int = 100) -> list[dict[str, Any]]:
         """See :class:`RunStore`."""
-        mine = [text for (owner, _), text in reversed(self._runs.items()) if owner == tenant]
-        return [_summary(msgspec.json.decode(text)) for text in mine[:most]]
+        mine = [run for (owner, _), run in reversed(self._runs.items()) if owner == tenant]
+        return [_summary(msgspec.json.decode(_text(run))) for run in mine[:most]]
 
     async def aclose(self) -> None:
         """Nothing to close."""
@@ -102,14 +118,14 @@ class StoredRuns:
     ) -> None:
         self._store = store
         self._most, self._most_bytes, self._slack, self._longest = most, most_bytes, slack, waiting
-        self._waiting: deque[tuple[str, str, Mapping[str, Any]]] = deque()
+        self._waiting: deque[tuple[str, str, Kept]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._progress = asyncio.Condition()
         self._put = self._done = 0
         # Of what another process left in the store, only the first write can tell.
         self._over = slack
 
-    def put(self, tenant: str, run_id: str, run: Mapping[str, Any]) -> None:
+    def put(self, tenant: str, run_id: str, run: Kept) -> None:
         """See :class:`RunStore`."""
         self._waiting.append((tenant, run_id, run))
         self._put += 1
@@ -145,7 +161,7 @@ class StoredRuns:
     async def _write_all(self) -> None:
         while self._waiting:
             some = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
-            by_tenant: dict[str, dict[str, Mapping[str, Any]]] = {}
+            by_tenant: dict[str, dict[str, Kept]] = {}
             for tenant, run_id, run in some:
                 by_tenant.setdefault(tenant, {})[run_id] = run
             for tenant, runs in by_tenant.items():
@@ -154,7 +170,7 @@ class StoredRuns:
             async with self._progress:
                 self._progress.notify_all()
 
-    async def _write(self, tenant: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
+    async def _write(self, tenant: str, runs: Mapping[str, Kept]) -> None:
         texts = await asyncio.to_thread(_texts, runs)
         try:
             await self._store.write(tenant, lambda rows: rows.put_runs(texts))
@@ -166,12 +182,22 @@ class StoredRuns:
             log.error("%d runs could not be stored: %s", len(texts), error)
 
 
-def _texts(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+def _text(run: bytes | Kept) -> bytes:
+    if isinstance(run, bytes):
+        return run
+    return to_json(run) if isinstance(run, Mapping) else run.json()
+
+
+def _size(run: bytes | Draft) -> int:
+    return len(run) if isinstance(run, bytes) else run.size
+
+
+def _texts(runs: Mapping[str, Kept]) -> dict[str, bytes]:
     """The JSON of each run; of one that has none, the log tells."""
     texts: dict[str, bytes] = {}
     for run_id, run in runs.items():
         try:
-            texts[run_id] = to_json(run)
+            texts[run_id] = _text(run)
         except (TypeError, ValueError, RecursionError) as error:
             log.error("run %s could not be stored: %s: %s", run_id, type(error).__name__, error)
     return texts

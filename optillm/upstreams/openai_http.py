@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -85,6 +86,8 @@ class OpenAIUpstream:
         self._key = (key or "").strip() or None
         self._client = client
         self._scheduler = FairScheduler(self.options.concurrency)
+        total = self.options.total_timeout
+        self._limit = UNLIMITED if total is None else timedelta(seconds=total)
 
     def url(self, model: str) -> str:
         """Where chat completions of a model are posted."""
@@ -146,19 +149,22 @@ class OpenAIUpstream:
     async def aclose(self) -> None:
         """Nothing of its own: the client belongs to the process."""
 
-    @asynccontextmanager
-    async def _sent(self, call: Call, body: bytes) -> AsyncIterator[Response]:
+    def _sent(self, call: Call, body: bytes) -> AbstractAsyncContextManager[Response]:
         """The successful response to the call, after retries; closed at the end."""
+        return _Exchange(self, call, body)
+
+    async def _answered(self, call: Call, body: bytes) -> Response:
+        """The same, with its place in the scheduler still held."""
         url, headers = self.url(str(call.body.get("model"))), await self.headers(call.bearer)
         loop = asyncio.get_running_loop()
-        attempt, left, end = 0, self.options.total_timeout, math.inf
+        attempt, left, end, limit = 0, self.options.total_timeout, math.inf, self._limit
         while True:
             failure: UpstreamError | UpstreamTimeout
             await self._scheduler.acquire(call.run_id)
+            answered = False
             try:
                 if left is not None:
                     end = min(end, loop.time() + left)
-                limit = UNLIMITED if left is None else timedelta(seconds=left)
                 try:
                     response = await self._client.post(url, headers=headers, body=body, timeout=limit)
                 except FAILED as error:
@@ -166,16 +172,12 @@ class OpenAIUpstream:
                     failure.__cause__ = error
                 else:
                     if response.status.as_int() == 200:
-                        try:
-                            yield response
-                        except BaseException:
-                            # A body that was read to its end has given its connection back already.
-                            await response.close()
-                            raise
-                        return
+                        answered = True
+                        return response
                     failure = self._refused(response, await self._read(response), headers)
             finally:
-                self._scheduler.release(call.run_id)
+                if not answered:
+                    self._scheduler.release(call.run_id)
             # Nothing is held while the upstream is given time.
             delay = self._delay(failure, attempt)
             if delay is None or loop.time() + delay >= end:
@@ -184,6 +186,7 @@ class OpenAIUpstream:
             await asyncio.sleep(delay)
             if left is not None:
                 left = end - loop.time()
+                limit = timedelta(seconds=left)
 
     def _delay(self, failure: UpstreamError | UpstreamTimeout, attempt: int) -> float | None:
         """Seconds to wait before another try, or None."""
@@ -232,6 +235,29 @@ class OpenAIUpstream:
             body=parsed,
             retry_after=header(response, "Retry-After"),
         )
+
+
+class _Exchange:
+    """Around the use of a response: its place in the scheduler is given back at the end."""
+
+    __slots__ = ("_body", "_call", "_response", "_upstream")
+
+    def __init__(self, upstream: OpenAIUpstream, call: Call, body: bytes) -> None:
+        self._upstream, self._call, self._body = upstream, call, body
+
+    async def __aenter__(self) -> Response:
+        self._response = await self._upstream._answered(self._call, self._body)
+        return self._response
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None:
+                # A body that was read to its end has given its connection back already.
+                await self._response.close()
+        finally:
+            self._upstream._scheduler.release(self._call.run_id)
 
 
 def _stage(error: Exception) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optillm.core.reply import Reply as Answered
 from optillm.core.usage import Price, Usage, estimate_tokens, read_usage
 from tests.fakes import Fault, Reply, Said, ScriptedUpstream, Seen
 from tests.serving import serving
@@ -36,7 +37,11 @@ from tests.serving import serving
     ],
 )  # fmt: skip
 def test_what_an_upstream_says(body: Any, expected: Usage) -> None:
-    assert read_usage(body, None, "") == expected
+    assert read_usage(body, None, ()) == expected
+
+
+def showing(reasoning: str) -> Answered:
+    return Answered({"role": "assistant", "content": "x", "reasoning_content": reasoning})
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,7 @@ def test_reasoning_is_counted_or_estimated(
     details: dict[str, int], completion: int, shown: str, reasoning: int
 ) -> None:
     body = {"completion_tokens": completion, "completion_tokens_details": details}
-    assert read_usage(body, None, shown).reasoning == reasoning
+    assert read_usage(body, None, [showing(shown)]).reasoning == reasoning
 
 
 def test_an_estimate_is_never_nothing() -> None:
@@ -67,12 +72,12 @@ def test_an_estimate_is_never_nothing() -> None:
 def test_money() -> None:
     price = Price(input=1.0, output=10.0)
     body: dict[str, Any] = {"prompt_tokens": 1_000_000, "completion_tokens": 100_000}
-    assert read_usage(body, price, "").cost == pytest.approx(2.0)
-    assert read_usage(body, None, "").cost is None
-    assert read_usage(None, price, "").cost == 0.0
+    assert read_usage(body, price, ()).cost == pytest.approx(2.0)
+    assert read_usage(body, None, ()).cost is None
+    assert read_usage(None, price, ()).cost == 0.0
     # What the upstream itself bills is known better.
-    assert read_usage({**body, "cost": 0.5}, price, "").cost == 0.5
-    assert read_usage({**body, "cost": float("nan")}, price, "").cost == pytest.approx(2.0)
+    assert read_usage({**body, "cost": 0.5}, price, ()).cost == 0.5
+    assert read_usage({**body, "cost": float("nan")}, price, ()).cost == pytest.approx(2.0)
 
 
 COUNTS = st.integers(0, 10**6)
