@@ -4,6 +4,7 @@ A model of 135M parameters answers poorly; what is looked at is not its accuracy
 well: calls within the bound that the technique states, usage that adds up, an answer that a model wrote.
 
     python -m benchmarks.real_questions DATA OUT [TECHNIQUE ...]
+    python -m benchmarks.real_questions report OUT [OUT ...] > docs/real-questions.md
 
 ``DATA`` holds ``gsm8k_test.jsonl``, ``game24.csv`` and ``human_eval.jsonl.gz``. ``OUT`` is a JSONL file, a
 line per run with its whole trace; runs that are in it already are not done again.
@@ -204,5 +205,51 @@ async def main(data: Path, out: Path, techniques: list[str]) -> None:
         await upstream.aclose()
 
 
+PAGE = """# On real questions
+
+Every technique, run by `python -m benchmarks.real_questions` on the first 20 questions of GSM8K's test
+set, ten puzzles of the hard part of the Game of 24 and the first five functions of HumanEval, with the
+embedded model (SmolLM2, 135M parameters). This table is written by the same command.
+
+A model of this size answers none of them well, least of all in replies that are cut to {tokens} tokens
+so that thousands of calls end today. What is checked is the mechanics, in every run: the calls that the
+answer reports are those of its trace, the usage is their sum, no run is deeper than its calls, nothing
+was cut short, and there is an answer. `fault` counts the runs in which one of these does not hold.
+
+| technique | runs | GSM8K | Game of 24 | HumanEval | calls | depth | fault |
+|---|---|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def report(files: list[Path]) -> str:
+    """The page of the documentation that tells what these runs did."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for file in files:
+        for line in map(json.loads, file.read_text().splitlines()):
+            runs.setdefault(line["technique"], []).append(line)
+    rows = []
+    for technique, lines in sorted(runs.items()):
+        of = [
+            sum(line["question"].startswith(kind) for line in lines) for kind in ("gsm8k", "game24", "human")
+        ]
+        faults = sum(bool(line.get("error") or line["wrong"] or line["cut_short"]) for line in lines)
+        calls, depth = _range(lines, "calls"), _range(lines, "depth")
+        form = FORMS.get(technique, technique)
+        rows.append(
+            f"| `{form}` | {len(lines)} | {of[0]} | {of[1]} | {of[2]} | {calls} | {depth} | {faults} |"
+        )
+    return PAGE.format(tokens=REPLY_TOKENS, rows="\n".join(rows))
+
+
+def _range(lines: list[dict[str, Any]], name: str) -> str:
+    values = [line[name] for line in lines if name in line]
+    low, high = min(values, default=0), max(values, default=0)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    if sys.argv[1] == "report":
+        print(report([Path(file) for file in sys.argv[2:]]), end="")
+    else:
+        asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

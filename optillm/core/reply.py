@@ -150,7 +150,7 @@ def parse_completion(body: bytes) -> Completion:
     """Read a chat completion; an upstream that sends something else gets an UpstreamError (502)."""
     try:
         return msgspec.json.decode(body, type=Completion)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         start = body[:120].decode(errors="replace")
         raise UpstreamError(f"upstream sent no chat completion ({error}): {start!r}") from error
 

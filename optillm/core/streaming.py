@@ -49,7 +49,7 @@ def parse_chunk(payload: bytes) -> Chunk:
     """Read one chunk; raises UpstreamError when it is malformed or an error event."""
     try:
         chunk = msgspec.json.decode(payload, type=Chunk)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UpstreamError(f"upstream sent a malformed stream event ({error})") from error
     if chunk.error is not None:
         inner = chunk.error.get("message") if isinstance(chunk.error, Mapping) else chunk.error
@@ -75,7 +75,7 @@ class StreamEnd:
 
     def see(self, payload: bytes) -> None:
         """Take in one event; one that is malformed is left to its reader."""
-        with suppress(msgspec.ValidationError, msgspec.DecodeError):
+        with suppress(msgspec.DecodeError, RecursionError):
             for choice in msgspec.json.decode(payload, type=_Ends).choices:
                 self._begun.add(choice.index)
                 if choice.finish_reason:

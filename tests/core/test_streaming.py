@@ -140,6 +140,7 @@ async def test_what_was_seen_so_far_is_a_truncated_reply() -> None:
         b'{"usage": 5, "choices": []}',
         b'{"error": "busy"}',
         b'{"error": {"message": "busy"}}',
+        b'{"choices": [{"delta": {"x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}}]}",
     ],
 )
 def test_malformed_chunks_are_the_upstreams_fault(payload: bytes) -> None:

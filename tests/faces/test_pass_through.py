@@ -141,6 +141,7 @@ MALFORMED = [
     b'{"choices":["hello"]}',
     b'{"choices":[{"message":{"content":"x"},"finish_reason":5}]}',
     b'{"choices":[{"message":{"content":"x"},"logprobs":[1]}]}',
+    b'{"choices":[{"message":{"x":' + b"[" * 10_000 + b"]" * 10_000 + b"}}]}",
     b'{"choices":{}}',
     b"[]",
     b"",
