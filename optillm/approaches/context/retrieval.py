@@ -21,15 +21,16 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_WORDS = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
-_PAIRS = re.compile(rf"[{_UNSPACED}]")
+# Texts of patterns with large sets of characters: compiled when first used, by `re` itself.
+_WORDS = rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+"
+_PAIRS = rf"[{_UNSPACED}]"
 
 
 def words(text: str) -> list[str]:
     """The words of a text, as they are searched by."""
     out: list[str] = []
-    for word in _WORDS.findall(text.lower()):
-        if len(word) > 1 and _PAIRS.match(word):
+    for word in re.findall(_WORDS, text.lower()):
+        if len(word) > 1 and re.match(_PAIRS, word):
             out += [word[i : i + 2] for i in range(len(word) - 1)]
         else:
             out.append(word)

@@ -14,7 +14,8 @@ from optillm.protocol.errors import OptiError
 
 # Scripts without spaces between words: each sign counts for itself.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
+# The text of a pattern with large sets of characters: compiled when first used, by `re` itself.
+_WORD = rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Vector:
 
 def words(text: str) -> Vector:
     """How often each word occurs, whatever its case."""
-    return Vector.of(Counter(_WORD.findall(text.casefold())))
+    return Vector.of(Counter(re.findall(_WORD, text.casefold())))
 
 
 def cosine(a: Vector, b: Vector) -> float:

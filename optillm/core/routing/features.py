@@ -62,16 +62,17 @@ _OPENINGS = MappingProxyType(
         ),
     }
 )
+# Texts of patterns with large sets of characters: compiled when first used, by `re` itself.
 _SCRIPTS = MappingProxyType(
     {
-        "latin_marked": re.compile("[À-ɏ]"),
-        "greek_cyrillic": re.compile("[Ͱ-ԯ]"),
-        "arabic_hebrew": re.compile("[\u0590-\u08ff]"),
-        "indic_thai": re.compile("[\u0900-\u0fff]"),
-        "cjk": re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"),
+        "latin_marked": "[À-ɏ]",
+        "greek_cyrillic": "[Ͱ-ԯ]",
+        "arabic_hebrew": "[\u0590-\u08ff]",
+        "indic_thai": "[\u0900-\u0fff]",
+        "cjk": "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]",
     }
 )
-_UNSPACED = re.compile("[\u0e00-\u30ff\u3400-\u9fff]")
+_UNSPACED = "[\u0e00-\u30ff\u3400-\u9fff]"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _grams(tokens: list[str], instructions: list[str]) -> Iterator[str]:
     yield from (f"b {a} {b}" for a, b in pairwise(tokens))
     yield from (f"s {t}" for t in instructions)
     for token in dict.fromkeys(tokens):
-        if _UNSPACED.match(token):
+        if re.match(_UNSPACED, token):
             yield from (f"c {token[i : i + 2]}" for i in range(len(token)))
         elif len(token) > _LONG:
             marked = f"<{token}>"
@@ -168,7 +169,7 @@ def _scripts(text: str, letters: int) -> dict[str, float]:
     """The share of each script but the plain Latin one."""
     if text.isascii():
         return dict.fromkeys(_SCRIPTS, 0.0)
-    return {name: min(len(p.findall(text)) / letters, 1.0) for name, p in _SCRIPTS.items()}
+    return {name: min(len(re.findall(p, text)) / letters, 1.0) for name, p in _SCRIPTS.items()}
 
 
 def _form(task: Task) -> dict[str, float]:
