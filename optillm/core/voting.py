@@ -11,6 +11,7 @@ from typing import Any, Literal
 from optillm.core.answers import final_answer, group_by_answer, group_by_similarity, largest
 from optillm.core.frozen import Frozen
 from optillm.core.llm import LLM
+from optillm.core.mathematics import merged
 from optillm.core.prompts import helper, numbered
 from optillm.core.registry import Sigma
 from optillm.core.reply import Answer, Reply, eligible
@@ -120,8 +121,12 @@ class Vote:
         return [{"answer": self.answers[g[0]], "samples": list(g)} for g in self.groups]
 
 
-async def count_votes(voters: Sequence[Reply], mode: VoteMode = "auto", threshold: float = 0.8) -> Vote:
+async def count_votes(
+    llm: LLM, voters: Sequence[Reply], mode: VoteMode = "auto", threshold: float = 0.8
+) -> Vote:
     """Vote over final answers (arXiv:2203.11171), or over texts that are alike.
+
+    Answers that differ as numbers and texts are compared as mathematics, where there is a sandbox.
 
     Args:
         voters: one or more.
@@ -133,7 +138,7 @@ async def count_votes(voters: Sequence[Reply], mode: VoteMode = "auto", threshol
     by_answer = mode == "answer" or (
         mode == "auto" and 2 * sum(a is not None for a in answers) >= len(answers)
     )
-    groups = group_by_answer(answers) if by_answer else []
+    groups = await merged(llm, group_by_answer(answers), answers) if by_answer else []
     if not groups and mode == "answer":
         groups = [[0]]
     if not groups:
@@ -150,7 +155,7 @@ async def majority(
     voters = eligible(candidates)
     if not voters:
         return Answer(())
-    vote = await count_votes(voters, mode, threshold)
+    vote = await count_votes(llm, voters, mode, threshold)
     await llm.note(note, votes=vote.votes, winner=vote.winner)
     return Answer((voters[vote.winner],))
 

@@ -102,3 +102,25 @@ async def test_votes_are_in_the_trace() -> None:
         run = (await proxy.get(f"/v1/runs/{answer.info['run_id']}")).json
         note = next(r for r in run["records"] if r["kind"] == "note")
         assert note["data"]["votes"] == [{"answer": "1", "samples": [0]}, {"answer": "2", "samples": [1, 2]}]
+
+
+ROOTS = (r"2\sqrt{2}", "5", "5", r"\sqrt{8}", r"\frac{4}{\sqrt{2}}")
+SETS = (r"\{1, 2\}", "7", "7", r"\{2, 1\}", r"\{2,1\}")
+
+
+@pytest.mark.parametrize("answers", [ROOTS, SETS], ids=["roots", "sets"])
+@pytest.mark.parametrize("sandbox", ["auto", "off"])
+async def test_the_same_mathematics_is_one_answer(answers: tuple[str, ...], sandbox: str) -> None:
+    """By math-verify, which runs in the sandbox; without one, other writings are other answers."""
+    texts = [rf"{i}. \boxed{{{a}}}" for i, a in enumerate(answers)]
+    async with samples(*texts) as up, serving(up, sandbox=sandbox) as proxy:
+        answer = await proxy.ask("self_consistency-m", sc_samples=5)
+        assert answer.info["calls"] == 1
+        run = (await proxy.get(f"/v1/runs/{answer.info['run_id']}")).json
+    (votes,) = (r["data"]["votes"] for r in run["records"] if r["kind"] == "note" and r["name"] == "sc.votes")
+    if sandbox == "off":
+        assert answer.text in (texts[1], texts[3])
+        assert [1, 2] in [v["samples"] for v in votes]
+    else:
+        assert answer.text == texts[0]
+        assert [v["samples"] for v in votes] == [[0, 3, 4], [1, 2]]

@@ -224,7 +224,7 @@ class _Selection:
         votes = [selected(text, order) for text, order in zip(texts, seen, strict=True)]
         winner = elected(votes)
         if winner is None:
-            vote = await count_votes([self.rivals[i] for i in group], "answer")
+            vote = await count_votes(self.llm, [self.rivals[i] for i in group], "answer")
             return _Verdict(group[vote.winner], votes)
         return _Verdict(winner, votes, texts[votes.index(winner)])
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 
 from optillm.core.answers import final_answer, same_answer
 from optillm.core.judges.params import JudgeParams
 from optillm.core.llm import LLM
+from optillm.core.mathematics import equal_answers
 from optillm.core.pass_rates import pass_rates
 from optillm.core.prompts import helper
 from optillm.core.public_tests import PublicTests, find_tests
 from optillm.core.reply import Reply
 from optillm.core.task import Message, Messages, Task
 from optillm.protocol.errors import SandboxUnavailable
-
-_COMPARE = """\
-import json, sys
-from math_verify import parse, verify
-
-def read(text):
-    bare = "\\\\" in text and "$" not in text
-    return parse("$" + text + "$" if bare else text, parsing_timeout=None)
-
-known, given = json.load(sys.stdin)
-print(verify(read(known), read(given), timeout_seconds=None))
-"""
-_SECONDS = 10.0
-_LONGEST = 2000
 
 
 def test_prompt(task: Task, nonce: str) -> Messages:
@@ -68,9 +54,7 @@ async def exact(
         answer = final_answer(candidate.text)
         if answer is not None and same_answer(answer, reference):
             return True
-        given = json.dumps([reference, (answer or candidate.visible)[-_LONGEST:]])
-        ran = await llm.sandbox.run(_COMPARE, timeout=_SECONDS, stdin=given)
-        return ran.ok and ran.stdout.strip() == "True"
+        return await equal_answers(llm, [reference, answer or candidate.visible]) == [0, 0]
 
     async def checked(candidate: Reply) -> float | None:
         try:
