@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from optillm.core.answers import final_answer
 from optillm.core.routing.model import SHIPPED, render
 from optillm.core.tools import Tools
 from optillm.evals.routing.collect import APPROACHES, Source, collect, simulated
@@ -33,9 +35,19 @@ PICTURE = PAGE.parent / "figures" / "router.png"
 BEGIN, END = "<!-- made by make router -->", "<!-- end -->"
 
 
+class Named(Problem):
+    """A problem for a model that seldom keeps to a form: the answer counts wherever it is named."""
+
+    def is_right(self, text: str) -> bool:
+        """Whether a reply's answer is right; of one that gives none, whether it names the right one."""
+        if final_answer(text) is not None:
+            return super().is_right(text)
+        return re.search(rf"(?<!\w){re.escape(self.answer)}(?!\w)", text) is not None
+
+
 def embedded_problems() -> list[Problem]:
     """Problems with answers that a text can be compared with; none that only a simulated model can know."""
-    return [p for p in problems(48, SEED + 1) if not (p.open or p.invented)]
+    return [Named(**vars(p)) for p in problems(96, SEED + 1) if not (p.open or p.invented)]
 
 
 async def ask_embedded() -> None:
@@ -47,7 +59,7 @@ async def ask_embedded() -> None:
         raise SystemExit("the embedded model is not installed")
     upstream = LlamaCppUpstream(path, threads=1)
     source = Source(
-        upstream, EMBEDDED_MODEL, Tools(), fields=(("max_tokens", 48),), instruction=INSTRUCTION, at_once=1
+        upstream, EMBEDDED_MODEL, Tools(), fields=(("max_tokens", 48),), instruction=INSTRUCTION, at_once=4
     )
     results: list[Result] = []
     try:
