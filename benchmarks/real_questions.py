@@ -19,9 +19,11 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from optillm.core.answers import final_answer, same_answer
 from optillm.core.frozen import to_json
@@ -83,7 +85,7 @@ class Short:
         body["max_tokens"] = min(
             REPLY_TOKENS, body.pop("max_completion_tokens", None) or body.get("max_tokens") or 10**6
         )
-        return await self._inner.complete(replace(call, body=body))
+        return await self._inner.complete(msgspec.structs.replace(call, body=body))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
