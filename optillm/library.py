@@ -17,10 +17,11 @@ from optillm.core.run import Run
 from optillm.core.tools import Tools
 from optillm.core.trace import CallRecord, NoteRecord, Trace
 from optillm.core.upstream import Upstream
+from optillm.faces.body import read_request
 from optillm.faces.respond import about, completion
 from optillm.faces.service import Prepared, Service, new_run_id
 from optillm.plugins import builtin_registry
-from optillm.protocol.chat import ChatRequest, parse_request
+from optillm.protocol.chat import ChatRequest
 from optillm.protocol.errors import InvalidRequest
 from optillm.sandbox.choose import open_sandbox
 from optillm.store.places import installed
@@ -156,7 +157,7 @@ async def solve_with(
         data = to_json(body)
     except TypeError as error:
         raise InvalidRequest(f"not a field of a request: {error}") from None
-    raw, request = parse_request(data)
+    raw, request = await read_request(data)
     prepared = await service.prepare(raw, request)
     run = service.start(prepared, run_id=new_run_id(), tenant="library")
     if observer is not None:

@@ -7,10 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from optillm.core.scope import CancelScope
+from optillm.protocol.chat import ChatRequest, parse_request
 from optillm.protocol.errors import BodyTimeout, BodyTooLarge
 
 BODY_SECONDS = 60.0
 """How long a client may take to send its request."""
+LARGE = 256 << 10
+"""Bytes of a body that is read in a thread: a megabyte takes some milliseconds, a question none."""
 
 
 async def read_body(
@@ -50,3 +53,12 @@ async def read_body(
     if scope.cancelled:
         raise BodyTimeout("the request was not sent in time")
     return b"".join(pieces)
+
+
+async def read_request(body: bytes) -> tuple[dict[str, Any], ChatRequest]:
+    """:func:`parse_request`; other requests are served while a large body is read.
+
+    Raises:
+        InvalidRequest: see there.
+    """
+    return parse_request(body) if len(body) < LARGE else await asyncio.to_thread(parse_request, body)

@@ -11,12 +11,11 @@ from typing import Any
 from optillm.core.execute import Outcome
 from optillm.core.run import Run
 from optillm.core.scope import CancelScope
-from optillm.faces.body import read_body
+from optillm.faces.body import read_body, read_request
 from optillm.faces.respond import PassedOn, about, completion, final_headers, record
 from optillm.faces.service import Prepared, Service
 from optillm.faces.stream import EventStream
 from optillm.observe.conversations import ConversationLog, Entry
-from optillm.protocol.chat import parse_request
 from optillm.protocol.errors import OptiError, internal_error
 from optillm.store.runs import Kept, RunStore
 
@@ -72,7 +71,7 @@ class Chat:
             OptiError: it failed before the response had begun.
         """
         body = await read_body(given, receive, self.max_body)
-        raw, request = parse_request(body)
+        raw, request = await read_request(body)
         prepared = await self.service.prepare(raw, request, body)
         extra = {"X-Request-Id": request_id}
         stream = EventStream(send, prepared, extra) if prepared.stream else None

@@ -201,12 +201,12 @@ class Service:
         escapes characters that need no escape.
         """
         return (
-            b"optillm" not in body
-            and b"\\u" not in body
+            self.n == 1
             and self.registry.request_names.keys().isdisjoint(raw)
-            and self.n == 1
             and self.approach.strip() in ("", AUTO, NONE.slug)
             and not begins_with_approach(request.model or self.model, self.registry)
+            and b"optillm" not in body
+            and b"\\u" not in body
         )
 
     async def _plain(self, raw: Mapping[str, Any], request: ChatRequest) -> Prepared:

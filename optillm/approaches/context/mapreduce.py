@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from optillm.approaches.context.calls import PROMPT_TOKENS, Summaries, each, reading
 from optillm.approaches.context.document import Document, Span, divided, groups
-from optillm.approaches.context.request import QUERY_TOKENS
+from optillm.approaches.context.request import QUERY_TOKENS, off_loop
 from optillm.core.llm import LLM
 from optillm.core.params import ApproachParams, field
 from optillm.core.prompts import quoted
@@ -175,6 +175,7 @@ class MapReduce:
         self.unread: set[int] = set()
         """Chunks that could not be read for some question."""
         self._orients = p.num_neighbor_summaries > 0 and len(chunks) > 1
+        self._tokens: Sequence[int] = ()
 
     @property
     def worst(self) -> int:
@@ -201,7 +202,17 @@ class MapReduce:
         known: list[str] = [""] * len(self.chunks)
         if self._orients:
             known = await each(self.llm, lambda i: self._summary(i, question), numbers)
-        found = await each(self.llm, lambda i: self._map(i, known, history, question), numbers)
+        # Counted once and together: many replies may come at the same moment.
+        summaries = list(zip(known, await _counted(known), strict=True))
+        if not self._tokens:
+            self._tokens = await _counted([self.document.read(chunk) for chunk in self.chunks])
+        room = self.p.room - count(history)
+
+        async def one(i: int) -> Finding | None:
+            beside = self._neighbours(i, summaries, room - self._tokens[i])
+            return await self._map(i, *beside, history, question)
+
+        found = await each(self.llm, one, numbers)
         return await self._collapsed([f for f in found if f], history, question)
 
     def history(self, known: Sequence[Known]) -> str:
@@ -235,10 +246,11 @@ class MapReduce:
         )
         return made or ""
 
-    async def _map(self, i: int, known: Sequence[str], history: str, question: str) -> Finding | None:
+    async def _map(
+        self, i: int, before: Sequence[str], after: Sequence[str], history: str, question: str
+    ) -> Finding | None:
         chunk = self.chunks[i]
         text, source = self.document.read(chunk), self.document.where(chunk)
-        before, after = self._neighbours(i, known, self.p.room - count(text) - count(history))
         prompt = map_prompt(text, source, before, after, history, question, self.llm.nonce)
         said = await self._ask("longcepo.map", prompt, self.p.temperature_map, tag=source)
         if said is None:
@@ -249,17 +261,24 @@ class MapReduce:
             return None
         return Finding(chunk, source, said, count(said))
 
-    def _neighbours(self, i: int, known: Sequence[str], room: int) -> tuple[list[str], list[str]]:
-        """The summaries before and after a chunk, as many as there is room for, the nearest first."""
+    def _neighbours(self, i: int, known: Sequence[tuple[str, int]], room: int) -> tuple[list[str], list[str]]:
+        """The summaries before and after a chunk, as many as there is room for, the nearest first.
+
+        Args:
+            i: the chunk.
+            known: each chunk's summary with its tokens.
+            room: tokens for them all.
+        """
         before: list[str] = []
         after: list[str] = []
         for distance in range(1, self.p.num_neighbor_summaries + 1):
             for side, at in ((before, i - distance), (after, i + distance)):
-                if 0 <= at < len(known) and known[at]:
-                    room -= count(known[at])
+                if 0 <= at < len(known) and known[at][0]:
+                    text, tokens = known[at]
+                    room -= tokens
                     if room < 0:
                         return before[::-1], after
-                    side.append(known[at])
+                    side.append(text)
         return before[::-1], after
 
     async def _collapsed(self, findings: list[Finding], history: str, question: str) -> list[Finding]:
@@ -298,6 +317,11 @@ class MapReduce:
         limit = max_tokens or self.p.max_output_tokens
         reply = await self.llm.try_ask(stage, prompt, temperature=temperature, max_tokens=limit, tag=tag)
         return (reply.visible or None) if reply else None
+
+
+async def _counted(texts: Sequence[str]) -> list[int]:
+    """The tokens of each text."""
+    return await off_loop(sum(map(len, texts)), lambda: [count(text) for text in texts])
 
 
 def _beginning(text: str, tokens: int) -> str:
