@@ -446,12 +446,13 @@ class LLM:
             body["n"] = self.options.n
         call = Call(body, self.run.id, self.run.bearer)
         record: CallRecord | None = None
-        assembler = Assembler(None, 0, StreamView)
+        sink = self.run.sink if self.live else None
+        assembler = Assembler(None, 0, StreamView) if sink else None
         try:
             with self.run.budget.call():
                 record = self._begin("none", body, route.upstream.name, None)
-                if self.live and self.run.sink is not None:
-                    return await self._forward_stream(call, route, record, self.run.sink, assembler)
+                if sink and assembler:
+                    return await self._forward_stream(call, route, record, sink, assembler)
                 raw = await route.upstream.complete(call)
             completion = parse_completion(raw)
             replies = tuple(completion.replies())
@@ -459,9 +460,9 @@ class LLM:
         except BudgetExceeded as error:
             if record is not None:
                 record.error = error.message
-            if self.run.sink is None or not assembler.begun:
+            if sink is None or assembler is None or not assembler.begun:
                 raise
-            await self._close_forwarded(self.run.sink, assembler)
+            await self._close_forwarded(sink, assembler)
             return Answer(tuple(assembler.cut()), raw=b"")
         except BaseException as error:
             if record is not None:
