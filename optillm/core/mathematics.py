@@ -1,4 +1,10 @@
-"""Whether answers are the same mathematics, however they are written: by ``math-verify`` in the sandbox."""
+"""Whether answers are the same mathematics, however they are written: by ``math-verify`` in the sandbox.
+
+Votes over samples (:func:`optillm.core.voting.count_votes`) and the judge ``exact`` compare so. Searches and
+agents, which compare answers at every step, go by text and number alone: ``core/answers.py``. Without a
+sandbox, or ``math-verify`` in it, the rule of ``core/answers.py`` holds everywhere; the trace then tells, by a
+note ``mathematics.not_compared``, when there was something that it cannot compare.
+"""
 
 from __future__ import annotations
 
@@ -68,11 +74,13 @@ async def merged(llm: LLM, groups: Sequence[Sequence[int]], answers: Sequence[st
     compared = sorted({*mathematics, *numbers})[:_MOST]
     if len(compared) < 2 or not set(mathematics) - set(numbers):
         return [list(group) for group in groups]
+    reason = "math-verify is missing, or took too long"
     try:
         equal = await equal_answers(llm, [firsts[i] for i in compared])
-    except SandboxUnavailable:
-        equal = None
+    except SandboxUnavailable as error:
+        equal, reason = None, error.message
     if equal is None:
+        await llm.note("mathematics.not_compared", answers=[firsts[i] for i in compared], reason=reason)
         return [list(group) for group in groups]
     out: dict[int, list[int]] = {i: list(group) for i, group in enumerate(groups)}
     for i, first in zip(compared, equal, strict=True):

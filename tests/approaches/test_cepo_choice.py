@@ -108,6 +108,14 @@ async def test_the_majority_wins_however_its_answer_is_written() -> None:
         assert answer.text == "The answer is 1/2"
 
 
+async def test_a_majority_may_write_its_mathematics_differently() -> None:
+    """By math-verify, which the development environment has in its sandbox."""
+    answers = by({0: r"So \boxed{3}", 1: r"So \boxed{\sqrt{8}}", 2: r"So \boxed{2\sqrt{2}}"})
+    async with steps(answer=answers) as (_, proxy):
+        answer = await ask(proxy, bestofn_n=3, cepo_bestofn_rating_type="majority")
+        assert answer.text == r"So \boxed{\sqrt{8}}"
+
+
 @pytest.mark.parametrize("rating", ["absolute", "pairwise"])
 async def test_completions_without_text_are_left_out(rating: str) -> None:
     fields = {"cepo_planning_max_tokens_step3": 0, "cepo_bestofn_rating_type": rating}

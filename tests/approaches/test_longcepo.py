@@ -179,6 +179,14 @@ async def test_a_plan_without_its_mark_is_asked_for_again_and_then_read_as_it_is
         assert answer.text == "4711"
 
 
+async def test_the_question_itself_is_no_sub_question() -> None:
+    plan = "<SUB-QUESTIONS>\nWHICH NEEDLE?\nWho has it?\n</SUB-QUESTIONS>"
+    async with reading(plan=plan) as up, serving(up) as proxy:
+        answer = await proxy.ask("longcepo-test-model", asking(chapters(2, 1)), **SMALL)
+        assert answer.info["longcepo"]["subquestions"] == 1
+        assert len(up.of("reduce")) == 1
+
+
 def test_plans_are_read() -> None:
     assert planned("no mark") is None
     assert planned("<SUB-QUESTIONS></SUB-QUESTIONS>") == []
@@ -187,6 +195,9 @@ def test_plans_are_read() -> None:
     assert found == [("A?", False), ("B?", True), ("C", False)]
     assert waves(found) == [["A?", "B?"], ["C"]]
     assert waves([("A?", True), ("B?", True)]) == [["A?", "B?"]]
+    # As a small model writes it: with an announcement, and with marks of the prompt.
+    text = "<SUB-QUESTIONS>\nThe questions are:\n<question-efcdabb41ca5>Is List<int> meant?</question-efcdabb41ca5>"
+    assert planned(text) == [("Is List<int> meant?", False)]
     assert planned("<SUB-QUESTIONS>谁？\n在哪里？</SUB-QUESTIONS>") == [("谁？", False), ("在哪里？", False)]
 
 

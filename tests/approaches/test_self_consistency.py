@@ -118,6 +118,8 @@ async def test_the_same_mathematics_is_one_answer(answers: tuple[str, ...], sand
         assert answer.info["calls"] == 1
         run = (await proxy.get(f"/v1/runs/{answer.info['run_id']}")).json
     (votes,) = (r["data"]["votes"] for r in run["records"] if r["kind"] == "note" and r["name"] == "sc.votes")
+    told = [r["data"] for r in run["records"] if r.get("name") == "mathematics.not_compared"]
+    assert [set(answers) - set(t["answers"]) for t in told] == ([set()] if sandbox == "off" else [])
     if sandbox == "off":
         assert answer.text in (texts[1], texts[3])
         assert [1, 2] in [v["samples"] for v in votes]

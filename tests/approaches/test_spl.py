@@ -409,6 +409,26 @@ async def test_without_a_verdict_nothing_is_counted_and_the_rest_is_learned(judg
     assert states.of("default").counters[QUERIES] == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (Reply("Draw it. Name the unkn", finish="length"), "Draw it."),
+        (Reply("1. Draw it\n2. Na", finish="length"), "1. Draw it"),
+        (Reply("画图。然后", finish="length"), "画图。"),
+        (Reply("Draw it.\n\nName it.\n\nDraw it.\n\nDra", finish="length"), "Draw it.\n\nName it."),
+        (Reply("Draw it.\n\nDraw it."), "Draw it."),
+        (Reply("Draw it"), "Draw it"),
+        (Reply("Draw it now. " * 200), ("Draw it now. " * 153).strip()),
+    ],
+)
+async def test_a_clumsy_strategy_is_kept_as_far_as_it_goes(said: Reply, kept: str) -> None:
+    states = stored()
+    async with scripted(write=said) as up, serving(up, states=states) as proxy:
+        await learned(proxy, await proxy.ask("spl-m", QUESTION, spl_learning=True))
+    (one,) = states.of("default").known.values()
+    assert one.text == kept
+
+
 @pytest.mark.parametrize("write", [Reply(""), Reply("Draw a", finish="length"), Fault(status=503)])
 async def test_half_a_strategy_is_none(write: Said) -> None:
     states = stored(strategy("a"))

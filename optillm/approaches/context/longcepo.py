@@ -50,6 +50,8 @@ from optillm.core.task import Messages, Task
 PLAN_TRIES = 3
 _PLAN = re.compile(r"<SUB-QUESTIONS>(.*?)(?:</SUB-QUESTIONS>|\Z)", re.S | re.I)
 _BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d+[.):]?)\s+")
+# Marks of a prompt that a model writes again.
+_MARK = re.compile(r"</?[a-z-]+-[0-9a-f]{12}>")
 _INDEPENDENT = re.compile(r"^\[independent\]\s*", re.I)
 
 
@@ -115,9 +117,11 @@ def planned(text: str) -> list[tuple[str, bool]] | None:
 def _lines(text: str) -> list[tuple[str, bool]]:
     out: list[tuple[str, bool]] = []
     for line in text.splitlines():
-        said = _BULLET.sub("", line).strip()
+        said = _BULLET.sub("", _MARK.sub("", line)).strip()
         question = _INDEPENDENT.sub("", said)
-        if any(c.isalnum() for c in question) and (question, question != said) not in out:
+        # A line that ends in a colon announces the questions.
+        asks = any(c.isalnum() for c in question) and not question.endswith((":", "："))
+        if asks and (question, question != said) not in out:
             out.append((question, question != said))
     return out
 
@@ -225,7 +229,7 @@ async def _clear(query: str, llm: LLM, p: Params) -> str:
 
 async def _plan(question: str, llm: LLM, p: Params) -> list[tuple[str, bool]]:
     """The sub-questions; of a plan that lacks its mark after some tries, the lines that ask something."""
-    said = ""
+    said, plan = "", None
     for _ in range(PLAN_TRIES if p.max_subquestions else 0):
         reply = await llm.try_ask(
             "longcepo.plan",
@@ -238,5 +242,8 @@ async def _plan(question: str, llm: LLM, p: Params) -> list[tuple[str, bool]]:
         said = reply.visible or said
         plan = planned(said)
         if plan is not None:
-            return plan
-    return [(q, independent) for q, independent in _lines(said) if q.endswith(("?", "？"))]
+            break
+    if plan is None:
+        plan = [(q, independent) for q, independent in _lines(said) if q.endswith(("?", "？"))]
+    # The question has a pass of its own.
+    return [(q, independent) for q, independent in plan if q.casefold() != question.casefold()]

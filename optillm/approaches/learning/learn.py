@@ -30,7 +30,12 @@ QUERIES = "spl.learning"
 """The counter of learning queries."""
 REASONING = 2000
 """Characters of a reply's reasoning that are kept."""
+LONGEST = 2000
+"""Characters of a strategy: 150 words are asked for, and it goes into many prompts."""
 
+_PARAGRAPHS = re.compile(r"\n[^\S\n]*\n\s*")
+# A full stop after a digit may be that of a list.
+_END = re.compile(r"(?:(?<!\d)\.|[!?])(?=\s|$)|[。！？\n]")
 _VERDICT = re.compile(r"^\W*strategy[\s-]*(\d+)\W+(yes|no)\b", re.I | re.M)
 
 
@@ -200,9 +205,25 @@ def _sizes(before: Sequence[Strategy], after: Sequence[Strategy]) -> Mapping[str
 
 
 async def _written(llm: LLM, stage: str, prompt: Messages) -> str:
-    """A text that a model wrote; empty if it failed or was cut off."""
+    """A strategy that a model wrote; empty if it failed, or did not get to the end of a sentence."""
     reply = await llm.try_ask(stage, prompt, temperature=0.3)
-    return reply.visible if reply and not reply.truncated else ""
+    return readable(reply.visible, reply.truncated) if reply else ""
+
+
+def readable(text: str, truncated: bool) -> str:
+    """A strategy as it is kept: no paragraph twice, and of one that is cut off or too long whole sentences.
+
+    Small models say the same again until they are stopped.
+    """
+    said = _sentences(text) if truncated else text
+    said = "\n\n".join(dict.fromkeys(p.strip() for p in _PARAGRAPHS.split(said)))
+    return said.strip() if len(said) <= LONGEST else _sentences(said[:LONGEST])
+
+
+def _sentences(text: str) -> str:
+    """Up to the end of the last whole sentence or line."""
+    ends = [match.end() for match in _END.finditer(text)]
+    return text[: ends[-1]].strip() if ends else ""
 
 
 def _id(llm: LLM, text: str) -> str:

@@ -17,7 +17,8 @@ That changes nothing in the store. With ``spl_learning`` there is a second half.
 has been delivered, in a queue in which one run of a tenant learns at a time, and costs the client no time:
 
 4. a strategy is written (one call) if none of the type is similar to the question: 0.7 or more to its text
-   or to one of its examples. Else the question becomes an example of the similar one;
+   or to one of its examples. Else the question becomes an example of the similar one. Of a strategy that is
+   cut off, or longer than 2,000 characters, the whole sentences are kept;
 5. for each strategy that was used, a judge says whether it helped (one call for all of them): attempts,
    successes and confidence (0.9 of the old one, plus 0.1 if it helped) are counted, and the reasoning of a
    reply that was helped is kept, the last five;
