@@ -2,8 +2,8 @@
 
 Votes over samples (:func:`optillm.core.voting.count_votes`) and the judge ``exact`` compare so. Searches and
 agents, which compare answers at every step, go by text and number alone: ``core/answers.py``. Without a
-sandbox, or ``math-verify`` in it, the rule of ``core/answers.py`` holds everywhere; the trace then tells, by a
-note ``mathematics.not_compared``, when there was something that it cannot compare.
+sandbox, or ``math-verify`` in it, the rule of ``core/answers.py`` holds everywhere; a note in the trace,
+``mathematics.not_compared``, tells when there was something that it cannot compare.
 """
 
 from __future__ import annotations

@@ -196,8 +196,8 @@ def test_plans_are_read() -> None:
     assert waves(found) == [["A?", "B?"], ["C"]]
     assert waves([("A?", True), ("B?", True)]) == [["A?", "B?"]]
     # As a small model writes it: with an announcement, and with marks of the prompt.
-    text = "<SUB-QUESTIONS>\nThe questions are:\n<question-efcdabb41ca5>Is List<int> meant?</question-efcdabb41ca5>"
-    assert planned(text) == [("Is List<int> meant?", False)]
+    marked = "<question-efcdabb41ca5>Is List<int> meant?</question-efcdabb41ca5>"
+    assert planned(f"<SUB-QUESTIONS>\nThe questions are:\n{marked}") == [("Is List<int> meant?", False)]
     assert planned("<SUB-QUESTIONS>谁？\n在哪里？</SUB-QUESTIONS>") == [("谁？", False), ("在哪里？", False)]
 
 
