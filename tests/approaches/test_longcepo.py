@@ -139,11 +139,11 @@ async def test_findings_that_are_too_long_together_are_condensed_in_levels() -> 
     says = "A long finding with many words about the weather in the valley. " * 9
     async with reading(found="Chapter", says=says) as up, serving(up) as proxy:
         answer = await proxy.ask("longcepo-test-model", asking(chapters(30)), **SMALL)
-        # Findings of about 160 tokens, room for 808: groups of 5.
-        assert len(up.of("collapse")) == 6
-        assert (answer.info["calls"], answer.info["depth"]) == (2 + 60 + 6 + 1, 6)
+        # Findings of about 180 tokens with their sources, room for 808: groups of 4, or of 5 short ones.
+        assert len(up.of("collapse")) == 7
+        assert (answer.info["calls"], answer.info["depth"]) == (2 + 60 + 7 + 1, 6)
         (final,) = up.of("sample")
-        assert final.last.count("condensed") == 6
+        assert final.last.count("condensed") == 7
         groups = [len(re.findall(r"characters \d+-\d+\]", c.last)) for c in up.of("collapse")]
         assert sum(groups) == 30
 
@@ -156,8 +156,7 @@ async def test_condensing_goes_on_until_it_fits() -> None:
         assert len(up.of("collapse")) > 7
         window = SMALL["longcepo_max_context_window"]
         for call in up.calls:
-            if call.stage != "sample":
-                assert messages_tokens(Task.of(call.messages).messages) + call.body["max_tokens"] <= window
+            assert messages_tokens(Task.of(call.messages).messages) + call.body["max_tokens"] <= window
 
 
 async def test_when_nothing_is_found_it_says_so() -> None:
@@ -267,12 +266,12 @@ async def test_a_document_that_takes_more_calls_than_the_server_allows_is_refuse
 
 async def test_as_many_sub_questions_as_the_server_allows() -> None:
     plan = "<SUB-QUESTIONS>\nA?\nB?\nC?\nD?\n</SUB-QUESTIONS>"
-    async with reading(plan=plan) as up, serving(up, max_upstream_calls=60) as proxy:
+    async with reading(plan=plan) as up, serving(up, max_upstream_calls=66) as proxy:
         answer = await proxy.ask("longcepo-test-model", asking(chapters(6, 2)), **SMALL)
         told = answer.info["longcepo"]
         assert (told["subquestions"], told["subquestions_left_out"]) == (3, 1)
         assert (answer.text, answer.info.get("cut_short")) == ("4711", None)
-        assert answer.info["calls"] <= 60
+        assert answer.info["calls"] <= 66
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 5, 9, 12])

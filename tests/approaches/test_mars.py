@@ -315,7 +315,10 @@ async def test_groups_of_the_population_and_the_worst_leave() -> None:
         assert {c.body["reasoning_effort"] for c in calls} == {"high"}
         one = (await notes(proxy, answer, "mars.aggregated[1]"))[0]
         two = (await notes(proxy, answer, "mars.aggregated[2]"))[0]
-        assert one["groups"][0] == ["explore.0", "explore.1", "explore.2"]
+        assert one["groups"] == [
+            ["explore.0", "explore.1", "explore.2"],
+            ["explore.3", "explore.4", "explore.5"],
+        ]
         names = [s["name"] for s in one["population"]]
         assert names == ["explore.0", "explore.1", "explore.2", "explore.3", "aggregate.1.0", "aggregate.1.1"]
         # The refined ones come first in the next loop, and are not the ones to leave.

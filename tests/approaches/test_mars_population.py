@@ -80,6 +80,9 @@ def test_groups_are_members_and_each_only_once(
         # As many authors as there can be.
         authors = {s.author for s in population}
         assert len({s.author for s in made[1]}) == min(len(authors), len(made[1]))
+        # And others than the best, unless there are none.
+        names = {s.name for s in made[0]}
+        assert {s.name for s in made[1]} != names or len(population) == len(names)
 
 
 @given(populations(), populations(), st.integers(0, 8))

@@ -393,6 +393,20 @@ async def test_long_conversations_stay_inside_the_window(ask: Ask) -> None:
     assert "earlier rounds are not shown" in up.of("root")[-1].text
 
 
+async def test_the_window_is_the_upstream_s_own() -> None:
+    up = exploring(repl("print('x' * 9000)"), last="done")
+    up.models = [{"id": "tells", "max_model_len": 4096}, {"id": "tiny", "max_model_len": 2048}]
+    async with up, serving(up) as proxy:
+        answer = await proxy.ask("rlm-tells", parts("document", "What?"), rlm_rounds=6)
+        assert answer.text == "done"
+        assert all(len(c.text.encode()) <= 3 * 2048 for c in up.calls)
+        made = len(up.calls)
+        refused = await proxy.ask("rlm-tiny", parts("document", "What?"))
+        assert (refused.status, refused.error["code"]) == (400, "window_too_small")
+        assert refused.error["param"] == "rlm_context_window"
+        assert len(up.calls) == made
+
+
 # -- recursion, models, isolation ----------------------------------------------------------------
 
 

@@ -112,6 +112,9 @@ def ranked(solutions: Sequence[Solution]) -> list[Solution]:
 def groups(solutions: Sequence[Solution], count: int, size: int, rng: random.Random) -> list[list[Solution]]:
     """What is aggregated in one loop: the best, then of different authors, then at random.
 
+    While nothing is verified the best are the first, of different authors: then the second group is of the
+    others, if there are any.
+
     Args:
         solutions: one or more.
         count: how many groups, 1 to 3.
@@ -120,7 +123,10 @@ def groups(solutions: Sequence[Solution], count: int, size: int, rng: random.Ran
     """
     best = ranked(solutions)
     size = min(size, len(best))
-    out = [best[:size], diverse(best)[:size]]
+    first, second = best[:size], diverse(best)[:size]
+    if {s.name for s in first} == {s.name for s in second}:
+        second = diverse([*best[size:], *first])[:size]
+    out = [first, second]
     if count > 2:
         out.append(rng.sample(best, size))
     return out[:count]

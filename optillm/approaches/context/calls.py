@@ -17,6 +17,8 @@ WINDOW = 128_000
 """Tokens of a model's window when nobody tells."""
 PROMPT_TOKENS = 600
 """What the words around a text take in a prompt of these techniques, at most."""
+LABEL_TOKENS = 64
+"""What the marks around one of several texts take, or the source above it, at most."""
 
 
 async def window_of(llm: LLM, given: int | None) -> int:

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from optillm.approaches.context.calls import (
+    LABEL_TOKENS,
     PROMPT_TOKENS,
     Summaries,
     check_calls,
@@ -284,7 +285,7 @@ class _Summarising:
         """One summary of several, level by level."""
         left = [part for part in parts if part]
         while len(left) > 1 or (left and before):
-            levels = groups([count(s) for s in left], self.room)
+            levels = groups([count(s) + LABEL_TOKENS for s in left], self.room)
             only = before if len(levels) == 1 else None
 
             async def one(group: range, said: list[str] = left, known: str | None = only) -> str | None:
@@ -319,6 +320,6 @@ def _calls(pieces: int, room: int, summary: int) -> int:
     """The most calls of a summary of so many pieces."""
     calls = width = pieces
     while width > 1:
-        width = len(groups([summary] * width, room))
+        width = len(groups([summary + LABEL_TOKENS] * width, room))
         calls += width
     return calls

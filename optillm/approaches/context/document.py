@@ -160,12 +160,12 @@ def _overlap_start(text: str, core: int, overlap: int) -> int:
     """Where so many tokens before a place begin, at a word if there is one."""
     if not overlap or not core:
         return core
-    start, left, step = core, float(overlap), 256
+    start, step = core, 4 * overlap
     while start and step:
-        piece = text[max(0, start - step) : start]
-        if weigh(piece) <= left:
-            left -= weigh(piece)
-            start -= len(piece)
+        # Weighed as a whole: runs without spaces weigh more than their pieces.
+        further = max(0, start - step)
+        if weigh(text[further:core]) <= overlap:
+            start = further
         else:
             step //= 2
     if start:

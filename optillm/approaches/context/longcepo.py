@@ -182,7 +182,11 @@ async def longcepo(task: Task, llm: LLM, p: Params) -> Answer:
     )
     asked = grounded(found.task, findings, history, len(work.unread), llm.nonce)
     replies = await llm.answers(
-        "longcepo.answer", asked.messages, task.options.n, temperature=p.temperature_reduce
+        "longcepo.answer",
+        asked.messages,
+        task.options.n,
+        temperature=p.temperature_reduce,
+        defaults={"max_tokens": p.max_output_tokens},
     )
     return Answer(tuple(r for r in replies if r.usable), {"longcepo": told})
 

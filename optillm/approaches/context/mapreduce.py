@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from optillm.approaches.context.calls import PROMPT_TOKENS, Summaries, each, reading
+from optillm.approaches.context.calls import LABEL_TOKENS, PROMPT_TOKENS, Summaries, each, reading
 from optillm.approaches.context.document import Document, Span, divided, groups
 from optillm.approaches.context.request import QUERY_TOKENS, off_loop
 from optillm.core.llm import LLM
@@ -32,7 +32,10 @@ class MapReduceParams(ApproachParams):
     temperature_reduce: float = field(0.7, "of answers made of findings", ge=0, le=2)
     chunk_size: int = field(4096, "tokens of a chunk", ge=128, le=1_000_000)
     max_output_tokens: int = field(
-        1024, "token limit of plans, findings and answers on the way", ge=64, le=32_768
+        1024,
+        "token limit of plans, findings and answers; of the reply, if the client gives none",
+        ge=64,
+        le=32_768,
     )
     max_context_window: int = field(8192, "tokens of prompt and reply of one call", ge=1536, le=10_000_000)
     max_output_tokens_summary: int = field(300, "token limit of a chunk's summary", ge=32, le=8192)
@@ -64,12 +67,24 @@ class MapReduceParams(ApproachParams):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a stretch of the document says about a question."""
+    """What a stretch of the document says about a question.
+
+    Args:
+        span: the stretch.
+        source: the same in words.
+        text: what it says.
+        tokens: of both, as they stand in prompts.
+    """
 
     span: Span
     source: str
     text: str
     tokens: int
+
+    @classmethod
+    def of(cls, span: Span, source: str, text: str) -> Finding:
+        """A finding, counted."""
+        return cls(span, source, text, count(f"[{source}]\n{text}\n\n"))
 
     @property
     def shown(self) -> str:
@@ -181,7 +196,7 @@ class MapReduce:
     def worst(self) -> int:
         """The most calls of :meth:`findings`: when every chunk has findings of full length."""
         calls = len(self.chunks) * (2 if self._orients else 1)
-        left, each = len(self.chunks), self.p.max_output_tokens
+        left, each = len(self.chunks), self.p.max_output_tokens + LABEL_TOKENS
         while left > 1 and left * each > self.p.room:
             left = len(groups([each] * left, self.p.room))
             calls += left
@@ -259,7 +274,7 @@ class MapReduce:
         said = said.replace(NOTHING, "").strip()
         if not said or _NOTHING.fullmatch(said):
             return None
-        return Finding(chunk, source, said, count(said))
+        return Finding.of(chunk, source, said)
 
     def _neighbours(self, i: int, known: Sequence[tuple[str, int]], room: int) -> tuple[list[str], list[str]]:
         """The summaries before and after a chunk, as many as there is room for, the nearest first.
@@ -302,7 +317,7 @@ class MapReduce:
             said = "\n\n".join(f"[{f.source}]\n{_beginning(f.text, share)}" for f in findings)
         first, last = findings[0].span, findings[-1].span
         span = Span(first.start, last.end, first.core)
-        return Finding(span, self.document.where(span), said, count(said))
+        return Finding.of(span, self.document.where(span), said)
 
     async def _ask(
         self,

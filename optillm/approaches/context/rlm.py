@@ -72,6 +72,8 @@ MOST_DOCUMENT = 60 << 20
 """Bytes of the input: they have to fit into the session's scratch folder."""
 MOST_ANSWER = 1_000_000
 """Characters of an answer."""
+WINDOW, SMALLEST = 8192, 4096
+"""Tokens of the model's window when nobody tells; and with which there is room to explore."""
 
 
 class Params(ApproachParams):
@@ -81,7 +83,9 @@ class Params(ApproachParams):
     calls: int = field(64, "calls that the code may cause, over all depths", ge=0, le=1024)
     depth: int = field(1, "levels of recursion; at 1 the code's calls are plain ones", ge=1, le=3)
     output_chars: int = field(6000, "characters of what code prints that the model sees", ge=200, le=200_000)
-    context_window: int = field(8192, "tokens that fit into the model", ge=4096, le=10_000_000)
+    context_window: int | None = field(
+        None, "tokens that fit into the model; what the upstream tells, else 8192", ge=SMALLEST, le=10_000_000
+    )
     timeout: float = field(30.0, "seconds that a block of code may run, waiting aside", ge=1, le=300)
     memory_mb: int = field(1024, "MiB that the session may use", ge=64, le=8192)
     sub_model: str = field("", "model of the calls that code makes; empty: the same")
@@ -116,8 +120,15 @@ async def rlm(task: Task, llm: LLM, p: Params) -> Answer:
             param="messages",
             code="input_too_long",
         )
+    window = p.context_window or await llm.window() or WINDOW
+    if window < SMALLEST:
+        raise InvalidRequest(
+            f"'rlm' needs a model with a window of {SMALLEST} tokens, and this one has {window}",
+            param="rlm_context_window",
+            code="window_too_small",
+        )
     await llm.note("rlm.context", characters=len(material.document), question=len(material.question))
-    explorer = _Explorer(llm, p, material, _Meter(p.calls), level=0)
+    explorer = _Explorer(llm, p, material, _Meter(p.calls), window, level=0)
     try:
         with llm.reserving():
             found = await explorer.explore()
@@ -139,7 +150,7 @@ class _Meter:
         self.left -= calls
 
 
-def _window(llm: LLM, tokens: int) -> tuple[Cap, int]:
+def _limits(llm: LLM, tokens: int) -> tuple[Cap, int]:
     """Which limit replies have in a window of so many tokens, and the bytes that are left for a prompt."""
     caps = llm.run.caps
     wide = tokens >= 4 * caps.intermediate_max_tokens
@@ -150,9 +161,12 @@ def _window(llm: LLM, tokens: int) -> tuple[Cap, int]:
 class _Explorer:
     """One run on one text: the session, and the conversation with the model that explores it."""
 
-    def __init__(self, llm: LLM, p: Params, material: Material, meter: _Meter, level: int) -> None:
+    def __init__(
+        self, llm: LLM, p: Params, material: Material, meter: _Meter, window: int, *, level: int
+    ) -> None:
         self.llm, self.p, self.material, self.meter, self.level = llm, p, material, meter, level
-        self.cap, prompt = _window(llm, p.context_window)
+        self.window = window
+        self.cap, prompt = _limits(llm, window)
         query = prompt - size(SUB_ROLE) - 100
         self.limits = Limits(prompt, query, meter.left, level + 1 < p.depth)
         self.opening = opening(material, self.limits, llm.nonce)
@@ -186,8 +200,7 @@ class _Explorer:
         limit = (
             task.options.fields.get(task.options.limit_field or "") or self.llm.run.caps.default_max_tokens
         )
-        tokens = self.p.context_window
-        room = BYTES_PER_TOKEN * max(tokens - limit, tokens // 2)
+        room = BYTES_PER_TOKEN * max(self.window - limit, self.window // 2)
         messages = last_prompt(self.material, self.rounds, room, self.llm.nonce)
         if self.candidate is None:
             return await self.llm.answer("rlm.answer", messages)
@@ -321,7 +334,7 @@ class _Explorer:
         if not question.strip() or not text.strip():
             raise CallRefused("the question or the text is empty")
         material = Material(question, text)
-        nested = _Explorer(self.llm, self.p, material, self.meter, self.level + 1)
+        nested = _Explorer(self.llm, self.p, material, self.meter, self.window, level=self.level + 1)
         found = await self.llm.attempt(nested.explore())
         if found is not None and found.visible:
             return found.visible
