@@ -186,8 +186,10 @@ class _Explorer:
             timeout=self.p.timeout, memory_mb=self.p.memory_mb, files=files
         ) as session:
             repl = Repl(session, self._asked)
+            # The document is loaded while the model thinks of what to do with it.
+            first, _ = await self.llm.gather(self._next(), repl.load())
             for number in range(1, self.p.rounds + 1):
-                reply = await self._next()
+                reply = first if number == 1 else await self._next()
                 if reply is None:
                     return None
                 answer = await self._round(repl, reply, number)

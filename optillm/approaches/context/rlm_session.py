@@ -67,6 +67,10 @@ class Repl:
         self._session, self._calls = session, calls
         self._ready = False
 
+    async def load(self) -> None:
+        """Load the document ahead of the first block; if that fails, the block will tell."""
+        self._ready = (await self._session.run(_PRELUDE)).ok
+
     async def run(self, code: str) -> Outcome:
         """Run a block; after one that has ended the process, in a fresh one."""
         if not self._ready:
