@@ -21,13 +21,9 @@ _COMPARE = """\
 import json, sys
 from math_verify import parse, verify
 
-def read(text):
-    bare = "\\\\" in text and "$" not in text
-    return parse("$" + text + "$" if bare else text, parsing_timeout=None)
-
 def same(known, given):
     try:
-        return verify(read(known), read(given), timeout_seconds=None)
+        return verify(*(parse(text, parsing_timeout=None) for text in (known, given)), timeout_seconds=None)
     except Exception:
         return False
 
@@ -44,8 +40,17 @@ _MOST = 32
 _MATHEMATICS = re.compile(r"[\\^√π=∞∪]|\{.*\}|[\[(].*,.*[\])]|[a-z0-9)]\s*[*/+]\s*[a-z0-9(]|\d[a-z]\b", re.I)
 
 
+def formula(answer: str) -> str:
+    """A short answer marked as mathematics: in plain text only numbers are looked for, and 2x would be 2."""
+    return answer if "$" in answer else f"${answer}$"
+
+
 async def equal_answers(llm: LLM, answers: Sequence[str]) -> list[int] | None:
     """For each answer the index of the first that it equals, its own if none does.
+
+    Args:
+        llm: of the run.
+        answers: short ones as :func:`formula` marks them, or texts that hold one.
 
     Returns:
         None if they could not be compared: there is no ``math-verify``, or it took too long.
@@ -76,7 +81,7 @@ async def merged(llm: LLM, groups: Sequence[Sequence[int]], answers: Sequence[st
         return [list(group) for group in groups]
     reason = "math-verify is missing, or took too long"
     try:
-        equal = await equal_answers(llm, [firsts[i] for i in compared])
+        equal = await equal_answers(llm, [formula(firsts[i]) for i in compared])
     except SandboxUnavailable as error:
         equal, reason = None, error.message
     if equal is None:

@@ -108,6 +108,23 @@ ROOTS = (r"2\sqrt{2}", "5", "5", r"\sqrt{8}", r"\frac{4}{\sqrt{2}}")
 SETS = (r"\{1, 2\}", "7", "7", r"\{2, 1\}", r"\{2,1\}")
 
 
+@pytest.mark.parametrize(
+    ("answers", "wins"),
+    [
+        (("3x", "2^{11}", "3y", "2^{10}", "1024"), 3),
+        (("3x", "3y", "3*x"), 0),
+        (("x^2+2", "x^2+1", "1+x^2"), 1),
+        (("(1,2)", "(2,1)", r"\left(2, 1\right)"), 1),
+    ],
+)
+async def test_other_mathematics_is_another_answer(answers: tuple[str, ...], wins: int) -> None:
+    """Formulas without a backslash are formulas too, not texts with a number in them."""
+    texts = [rf"{i}. \boxed{{{a}}}" for i, a in enumerate(answers)]
+    async with samples(*texts) as up, serving(up) as proxy:
+        answer = await proxy.ask("self_consistency-m", sc_samples=len(texts))
+        assert answer.text == texts[wins]
+
+
 @pytest.mark.parametrize("answers", [ROOTS, SETS], ids=["roots", "sets"])
 @pytest.mark.parametrize("sandbox", ["auto", "off"])
 async def test_the_same_mathematics_is_one_answer(answers: tuple[str, ...], sandbox: str) -> None:

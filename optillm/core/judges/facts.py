@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from optillm.core.answers import final_answer, same_answer
 from optillm.core.judges.params import JudgeParams
 from optillm.core.llm import LLM
-from optillm.core.mathematics import equal_answers
+from optillm.core.mathematics import equal_answers, formula
 from optillm.core.pass_rates import pass_rates
 from optillm.core.prompts import helper
 from optillm.core.public_tests import PublicTests, find_tests
@@ -54,7 +54,8 @@ async def exact(
         answer = final_answer(candidate.text)
         if answer is not None and same_answer(answer, reference):
             return True
-        return await equal_answers(llm, [reference, answer or candidate.visible]) == [0, 0]
+        given = candidate.visible if answer is None else formula(answer)
+        return await equal_answers(llm, [formula(reference), given]) == [0, 0]
 
     async def checked(candidate: Reply) -> float | None:
         try:
