@@ -41,8 +41,9 @@ class Limits:
 class Budget:
     """The spending of one run. Every upstream call passes through :meth:`call`."""
 
-    def __init__(self, limits: Limits, started: float) -> None:
+    def __init__(self, limits: Limits, started: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.limits = limits
+        self._loop = loop
         self.calls = 0
         self.usage = Usage()
         self.spent: str | None = None
@@ -66,7 +67,8 @@ class Budget:
         """Watch the clock, until :meth:`close`. One timer serves all calls of the run."""
         if self._end is not None:
             at, name = self._end
-            self._timer = asyncio.get_running_loop().call_at(at, self._time_is_over, name)
+            loop = self._loop or asyncio.get_running_loop()
+            self._timer = loop.call_at(at, self._time_is_over, name)
 
     @property
     def cut_short(self) -> str | None:
@@ -153,7 +155,7 @@ class _Ending(CancelScope):
     __slots__ = ("_among", "_budget")
 
     def __init__(self, budget: Budget, among: set[CancelScope]) -> None:
-        super().__init__()
+        super().__init__(budget._loop)
         self._budget, self._among = budget, among
 
     def __enter__(self) -> CancelScope:

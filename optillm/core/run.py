@@ -150,7 +150,7 @@ class Run:
         loop = asyncio.get_running_loop()
         self.trace = Trace(clock or loop.time)
         self.now = now or self.trace.clock
-        self.budget = Budget(limits, loop.time())
+        self.budget = Budget(limits, loop.time(), loop)
         self._seed = seed
         self.observers: list[Callable[[Any], None]] = []
         self.later: list[Later] = []

@@ -13,10 +13,12 @@ class CancelScope:
     :func:`asyncio.timeout` it needs no timer, so that it is cheap enough to put around every call.
     """
 
-    __slots__ = ("_before", "_task", "cancelled")
+    __slots__ = ("_before", "_loop", "_task", "cancelled")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """``loop`` is the running one, for callers that have it at hand: asking for it is not free."""
         self.cancelled = False
+        self._loop = loop
         self._task: asyncio.Task[object] | None = None
         self._before = 0
 
@@ -27,7 +29,7 @@ class CancelScope:
             self._task.cancel()
 
     def __enter__(self) -> CancelScope:
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self._loop)
         if self._task is None:
             raise RuntimeError("a cancel scope needs a task to run in")
         self._before = self._task.cancelling()

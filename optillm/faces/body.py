@@ -35,8 +35,9 @@ async def read_body(
         raise BodyTooLarge(f"the body is larger than {most} bytes (--max-body-mb)")
     pieces: list[bytes] = []
     size, more = 0, True
-    with CancelScope() as scope:
-        timer = asyncio.get_running_loop().call_later(BODY_SECONDS, scope.cancel)
+    loop = asyncio.get_running_loop()
+    with CancelScope(loop) as scope:
+        timer = loop.call_later(BODY_SECONDS, scope.cancel)
         try:
             while more:
                 message = await receive()

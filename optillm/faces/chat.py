@@ -116,8 +116,9 @@ class Chat:
     ) -> Outcome | None:
         """Run it while watching the client; None if the client went away before there was an answer."""
         outcome = None
-        with CancelScope() as scope:
-            watcher = _Watcher(receive, scope)
+        loop = asyncio.get_running_loop()
+        with CancelScope(loop) as scope:
+            watcher = _Watcher(receive, scope, loop)
             try:
                 if stream is not None:
                     stream.run = run
@@ -166,10 +167,10 @@ class _Watcher:
     It begins to look a moment after the start: answers that come at once do not pay for a task.
     """
 
-    def __init__(self, receive: Receive, scope: CancelScope) -> None:
+    def __init__(self, receive: Receive, scope: CancelScope, loop: asyncio.AbstractEventLoop) -> None:
         self._receive, self._scope = receive, scope
         self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start)
+        self._timer = loop.call_later(WATCH_AFTER, self._start)
 
     def stop(self) -> None:
         """Look no longer."""

@@ -63,6 +63,8 @@ class Router:
 
     def resolve(self, model: str) -> Route:
         """The route of a model: by the closest pattern, by what upstreams list, else the first upstream."""
+        if len(self.upstreams) == 1:
+            return Route(self.upstreams[0].upstream, model, self._prices.get(model))
         matches = [
             (pattern == model, len(pattern), -i)
             for i, named in enumerate(self.upstreams)
@@ -78,8 +80,9 @@ class Router:
 
     async def learn(self, model: str) -> None:
         """See to it that what upstreams list is known, if the model's route depends on it."""
-        claimed = any(fnmatchcase(model, p) for named in self.upstreams for p in named.models)
-        if len(self.upstreams) > 1 and not claimed:
+        if len(self.upstreams) == 1:
+            return
+        if not any(fnmatchcase(model, p) for named in self.upstreams for p in named.models):
             await self._refresh(patient=False)
 
     async def models(self) -> list[Mapping[str, Any]]:
