@@ -263,7 +263,8 @@ async def test_consensus_of_verified_solutions_stops_the_improvement() -> None:
         return solved(9 if agent(call) == 2 else 7)
 
     def verify(call: Seen) -> Said:
-        return "Verdict: CORRECT" if "is 7" in checked(call) else "Verdict: INCORRECT"
+        # Improved solutions have long numbers, and some begin with a 7.
+        return "Verdict: CORRECT" if re.search(r"is 7\b", checked(call)) else "Verdict: INCORRECT"
 
     wanted = {**BARE, "mars_min_verified_solutions": 3, "mars_max_iterations": 2}
     async with agents(explore=explore, verify=verify) as up, serving(up) as proxy:
